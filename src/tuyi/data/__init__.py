@@ -1,0 +1,1 @@
+"""Examples in and out: formats, check, split, the built-in sample."""

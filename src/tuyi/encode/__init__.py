@@ -1,0 +1,1 @@
+"""Example to Encoded to Pack: tokens, positions, the over-length policy."""

@@ -1,0 +1,1 @@
+"""Load, save, attention kernels, the built-in tiny model, the folder format."""

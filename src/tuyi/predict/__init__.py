@@ -1,0 +1,1 @@
+"""Engines: from encoded rows to label distributions; resuming."""

@@ -1,0 +1,118 @@
+"""The form of an answer: what is fixed, what is written freely, where the label stands.
+
+The same object renders the training target and drives decoding, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal as Const, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["ANSWERS", "AnswerFormat", "Choice", "Free", "Literal", "Segment"]
+
+
+class Literal(BaseModel):
+    """Text that every answer has at this place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    literal: str = Field(min_length=1)
+
+
+class Free(BaseModel):
+    """Text that the model writes itself, up to a number of tokens.
+
+    ``rationale`` takes the example's rationale, ``answer`` its label as it stands (an open task).
+    Inside a JSON answer it is written as the inside of a JSON string.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    free: Const["rationale", "answer"]
+    max_tokens: int = Field(default=80, gt=0)
+    in_json: bool = False
+
+
+class Choice(BaseModel):
+    """The label: exactly one of the task's labels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    choice: Const["label"] = "label"
+
+
+Segment: TypeAlias = Literal | Free | Choice
+
+ANSWERS: dict[str, list[dict[str, Any]]] = {
+    "label": [{"choice": "label"}],
+    "reason": [
+        {"literal": '{"理由": "'},
+        {"free": "rationale", "max_tokens": 80, "in_json": True},
+        {"literal": '", "所属类别": "'},
+        {"choice": "label"},
+        {"literal": '"}'},
+    ],
+    "open": [{"free": "answer", "max_tokens": 1024}],
+}
+"""Answer formats that a task file can call by name."""
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in ANSWERS:
+            raise ValueError(f"expected a list of segments or one of {', '.join(ANSWERS)}, found {value!r}")
+        return ANSWERS[value]
+    return value
+
+
+class AnswerFormat(BaseModel):
+    """Segments of an answer, in order."""
+
+    model_config = ConfigDict(frozen=True)
+    segments: tuple[Segment, ...] = Field(min_length=1)
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether the answer contains a label of a closed set."""
+        return any(isinstance(segment, Choice) for segment in self.segments)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the answer is the label and nothing else, so that it needs no decoding."""
+        return len(self.segments) == 1 and self.has_choice
+
+    @property
+    def needs_rationale(self) -> bool:
+        """Whether a training row must bring a rationale."""
+        return any(isinstance(segment, Free) and segment.free == "rationale" for segment in self.segments)
+
+    def render(self, label: str, rationale: str | None = None) -> str:
+        """The answer that a training row teaches.
+
+        Args:
+            label: The task's own spelling of the label; for an open task the whole answer.
+            rationale: Needed where :attr:`needs_rationale`.
+
+        Raises:
+            ValueError: A rationale is needed and missing.
+        """
+        return "".join(self._text(segment, label, rationale) for segment in self.segments)
+
+    @staticmethod
+    def _text(segment: Segment, label: str, rationale: str | None) -> str:
+        if isinstance(segment, Literal):
+            return segment.literal
+        if isinstance(segment, Choice):
+            return label
+        value = label if segment.free == "answer" else rationale
+        if value is None:
+            raise ValueError("the answer format has a rationale, the row has none; add one or use answer: label")
+        return json.dumps(value, ensure_ascii=False)[1:-1] if segment.in_json else value
+
+
+def _as_format(value: Any) -> Any:
+    value = _named(value)
+    return {"segments": value} if isinstance(value, list | tuple) else value
+
+
+AnswerField = Annotated[AnswerFormat, BeforeValidator(_as_format)]
+"""An :class:`AnswerFormat` as a task file writes it: a name of :data:`ANSWERS` or a list of segments."""
