@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,7 +99,7 @@ def _reason(problem: Any, cls: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "missing"):
         return str(message)
-    return f"{message}; found {problem['input']!r}"
+    return f"{message}; found {reprlib.repr(problem['input'])}"
 
 
 def _keys_beside(path: tuple[Any, ...], cls: type[BaseModel]) -> list[str]:

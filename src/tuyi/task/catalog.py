@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tuyi.config import apply_overrides, explain_errors
 from tuyi.data.example import Example
@@ -24,11 +24,13 @@ class TaskSet(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    tasks: tuple[Task, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...]
 
     @model_validator(mode="after")
     def _distinct(self) -> TaskSet:
         names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("a task set needs at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
         return self

@@ -1,0 +1,253 @@
+"""From an example to its Encoded: the one place where text, pictures and labels become numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tuyi.data.example import Example, Image, Part, Text, Turn, Video
+from tuyi.encode.budget import Fit, fit
+from tuyi.encode.encoded import Encoded, Media
+from tuyi.encode.positions import mrope_positions, time_step
+from tuyi.encode.template import ChatTemplate, Piece
+from tuyi.errors import DataError, Place
+from tuyi.task.catalog import TaskSet
+from tuyi.task.task import Budget, Task
+from tuyi.vision.spec import ImagePatches, VideoPatches, VisionSpec
+
+__all__ = ["Encoder", "LabelTokens", "Length"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTokens:
+    """The answers of a plain task as tokens, each ended by the terminator.
+
+    Args:
+        names: The labels.
+        ids: Token ids of each label's whole answer, terminator last.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def branch_lengths(self) -> tuple[int, ...]:
+        """Tokens that each label adds behind the prompt: its answer but for the terminator."""
+        return tuple(len(ids) - 1 for ids in self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The size of a row before its pixels are read.
+
+    Args:
+        tokens: Tokens of the row, answer included.
+        patches: Patches that pass the vision tower.
+        supervised: Tokens that the loss counts.
+    """
+
+    tokens: int
+    patches: int
+    supervised: int
+
+
+class Encoder:
+    """Encodes examples for one model and its tasks.
+
+    Args:
+        tokenizer: The model's fast tokenizer.
+        spec: The model's vision facts.
+        tasks: The tasks that the model answers.
+    """
+
+    def __init__(self, tokenizer: Any, spec: VisionSpec, tasks: TaskSet) -> None:
+        self.tasks = tasks
+        self.spec = spec
+        self._template = ChatTemplate(tokenizer)
+        self._image_id: int = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self._video_id: int = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self._start_id: int = tokenizer.convert_tokens_to_ids("<|vision_start|>")
+        self._stop_id: int = tokenizer.convert_tokens_to_ids("<|vision_end|>")
+        self.labels = lru_cache(maxsize=None)(self._labels)
+
+    def _labels(self, task: Task) -> LabelTokens:
+        assert task.labels is not None
+        names = task.labels.names
+        answers = (task.answer.render(name, "") for name in names)
+        return LabelTokens(names, tuple((*self._template.tokens(text), self._template.end_id) for text in answers))
+
+    def length(self, example: Example) -> Length:
+        """The size of a row, from file headers alone.
+
+        Raises:
+            DataError: As :meth:`encode`.
+        """
+        task, pieces, answer, fitted = self._prepare(example, labelled=example.label is not None)
+        media = _used(example, fitted)
+        grids = [self._grid(part, task.budget, fitted.max_pixels) for part in media]
+        visual = self._visual_length(media, grids)
+        text = sum(len(piece.ids) for piece in pieces)
+        supervised = len(answer) + (sum(len(piece.ids) for piece in pieces if piece.answer) if task.labels is None else 0)
+        return Length(text + visual + len(answer), sum(t * h * w for t, h, w in grids), supervised)
+
+    def encode(self, example: Example, *, labelled: bool) -> Encoded:
+        """The row as model input.
+
+        Args:
+            example: The row.
+            labelled: Whether the answer follows the prompt, supervised (training), or not (prediction).
+
+        Raises:
+            DataError: The row has no label though one is needed, a label outside the set, media that cannot be
+                read, or no way to fit the budget; with file, row and id.
+        """
+        task, pieces, answer, fitted = self._prepare(example, labelled)
+        parts = _used(example, fitted)
+        patches = [self._patches(part, task.budget, fitted.max_pixels) for part in parts]
+        ids: list[int] = []
+        supervised: list[bool] = []
+        media: list[Media] = []
+        for piece in pieces:
+            if piece.media is None:
+                ids.extend(piece.ids)
+                supervised.extend([piece.answer and task.labels is None] * len(piece.ids))
+                continue
+            visual, spans = self._visual(patches[piece.media], len(ids))
+            media.append(Media(patches[piece.media], spans))
+            ids.extend(visual)
+            supervised.extend([False] * len(visual))
+        ids.extend(answer)
+        supervised.extend([True] * len(answer))
+        return Encoded(
+            id=example.id,
+            task=task.name,
+            ids=np.asarray(ids, np.int32),
+            supervised=np.asarray(supervised, bool),
+            positions=mrope_positions(len(ids), self._blocks(media), self.spec.merge_size),
+            media=tuple(media),
+            weight=example.weight,
+            notes=fitted.notes,
+        )
+
+    def _prepare(self, example: Example, labelled: bool) -> tuple[Task, list[Piece], tuple[int, ...], Fit]:
+        """Task, prompt tokens without their visual ones, answer tokens and the fitted prompt of a row."""
+        place = replace(example.place, id=example.id)
+        task = self.tasks.of(example)
+        try:
+            answer = self._answer(task, example, place) if labelled else ()
+            reserved = len(answer) or (max(map(len, self.labels(task).ids)) if task.labels else 0)
+            prompt = task.ask(example)
+
+            def pieces(parts: tuple[Part, ...]) -> list[Piece]:
+                return self._template.pieces((*prompt.history, Turn("user", parts)))
+
+            def length(parts: tuple[Part, ...], pixels: int) -> int:
+                text = sum(len(piece.ids) for piece in pieces(parts))
+                shown = [*_media(part for turn in prompt.history for part in turn.parts), *_media(parts)]
+                grids = [self._grid(part, task.budget, pixels) for part in shown]
+                return text + self._visual_length(shown, grids) + reserved
+
+            fitted = fit(prompt, task.budget, length, self.spec.factor**2)
+        except DataError as error:
+            raise error.at(place) from error.__cause__
+        return task, pieces(fitted.parts), answer, fitted
+
+    def _answer(self, task: Task, example: Example, place: Place) -> tuple[int, ...]:
+        try:
+            target = task.target(example)
+        except ValueError as error:
+            raise DataError(str(error), place) from error
+        if target is None:
+            raise DataError("expected a label, found none; remove unlabelled rows or predict them", place)
+        return (*self._template.tokens(target), self._template.end_id)
+
+    def _grid(self, part: Image | Video, budget: Budget, max_pixels: int) -> tuple[int, int, int]:
+        if isinstance(part, Image):
+            from tuyi.vision.image import probe_image
+            from tuyi.vision.patches import image_grid
+
+            info = probe_image(part)
+            return image_grid(info.width, info.height, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
+        from tuyi.vision.video import probe_video, video_grid
+
+        return video_grid(probe_video(part), self.spec, _video_budget(budget, max_pixels))
+
+    def _patches(self, part: Image | Video, budget: Budget, max_pixels: int) -> ImagePatches | VideoPatches:
+        if isinstance(part, Image):
+            from tuyi.vision.patches import image_patches
+
+            return image_patches(part, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
+        from tuyi.vision.video import video_patches
+
+        return video_patches(part, self.spec, _video_budget(budget, max_pixels))
+
+    def _visual_length(self, media: Sequence[Image | Video], grids: Sequence[tuple[int, int, int]]) -> int:
+        """Tokens of the media with their vision marks; for Qwen3-VL's timestamps an upper bound."""
+        total = 0
+        for part, grid in zip(media, grids):
+            total += _visual_tokens(grid, self.spec.merge_size) + 2
+            if isinstance(part, Video) and self.spec.family == "qwen3_vl":
+                total += grid[0] * (len(self._template.tokens("<9999.9 seconds>")) + 2) - 2
+        return total
+
+    def _visual(
+        self, patches: ImagePatches | VideoPatches, at: int
+    ) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """The tokens of one picture or video at token ``at``, vision marks included, and where its visual ones stand.
+
+        Qwen3-VL puts each temporal patch of a video in marks of its own, behind its time in seconds.
+        """
+        count = _visual_tokens(patches.grid, self.spec.merge_size)
+        if isinstance(patches, ImagePatches):
+            return [self._start_id, *[self._image_id] * count, self._stop_id], ((at + 1, at + 1 + count),)
+        if self.spec.family != "qwen3_vl":
+            return [self._start_id, *[self._video_id] * count, self._stop_id], ((at + 1, at + 1 + count),)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        a_frame = count // patches.grid[0]
+        for second in patches.timestamps:
+            ids.extend((*self._template.tokens(f"<{second:.1f} seconds>"), self._start_id))
+            spans.append((at + len(ids), at + len(ids) + a_frame))
+            ids.extend((*[self._video_id] * a_frame, self._stop_id))
+        return ids, tuple(spans)
+
+    def _blocks(self, media: Sequence[Media]) -> list[tuple[int, tuple[int, int, int], float]]:
+        blocks = []
+        for item in media:
+            t, h, w = item.patches.grid
+            step = time_step(item.patches, self.spec.family, self.spec.tokens_per_second)
+            each = (1, h, w) if len(item.spans) > 1 else (t, h, w)
+            blocks.extend((begin, each, step) for begin, _ in item.spans)
+        return blocks
+
+
+def _media(parts: Iterable[Part]) -> list[Image | Video]:
+    return [part for part in parts if not isinstance(part, Text)]
+
+
+def _used(example: Example, fitted: Fit) -> list[Image | Video]:
+    """The media that a fitted row still shows, history first."""
+    return [*_media(part for turn in example.history for part in turn.parts), *_media(fitted.parts)]
+
+
+def _visual_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
+    t, h, w = grid
+    return t * h * w // merge_size**2
+
+
+def _video_budget(budget: Budget, max_pixels: int) -> Budget:
+    """A row whose pictures had to shrink shrinks its video frames in the same measure."""
+    if max_pixels == budget.max_pixels:
+        return budget
+    share = max_pixels / budget.max_pixels
+    return budget.model_copy(
+        update={
+            "min_pixels": min(budget.min_pixels, max_pixels),
+            "video_max_pixels": max(1, int(budget.video_max_pixels * share)),
+            "video_total_pixels": max(1, int(budget.video_total_pixels * share)),
+        }
+    )
