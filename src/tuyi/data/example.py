@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from tuyi.errors import Place
@@ -84,7 +83,7 @@ class Example:
     weight: float = 1.0
     history: tuple[Turn, ...] = ()
     place: Place = field(default_factory=Place, compare=False)
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

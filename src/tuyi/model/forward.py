@@ -91,9 +91,10 @@ def _visual(pack: Pack, spec: VisionSpec) -> tuple[Any, Any, Any]:
 
 
 def adapt(model: nn.Module, spec: VisionSpec) -> None:
-    """Teach a transformers Qwen-VL model to take packs: ``model(batch=Batch)`` returns logits (K, vocabulary).
+    """Teach a transformers Qwen-VL model to take packs.
 
-    Called as usual the model works as before, but for its attention, which expects packs.
+    ``model(batch=Batch)`` then returns float32 logits (K, vocabulary) of the kept tokens, and with ``head=False``
+    their hidden states (K, D) as they enter the head.
     """
     use_packed_attention(model)
     visual = model.model.visual
@@ -103,10 +104,9 @@ def adapt(model: nn.Module, spec: VisionSpec) -> None:
     model.forward = MethodType(_forward, model)
 
 
-def _forward(self: Any, batch: Batch) -> Tensor:
-    hidden_TD = _hidden_states(self, batch)
-    logits: Tensor = self.lm_head(hidden_TD[batch.keep])
-    return logits.float()
+def _forward(self: Any, batch: Batch, head: bool = True) -> Tensor:
+    hidden_KD = _hidden_states(self, batch)[batch.keep]
+    return self.lm_head(hidden_KD).float() if head else hidden_KD
 
 
 def _hidden_states(model: Any, batch: Batch) -> Tensor:

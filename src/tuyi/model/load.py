@@ -12,32 +12,48 @@ from tuyi.model.folder import FolderInfo, read_info
 from tuyi.model.tiny import NAMES
 from tuyi.vision.spec import VisionSpec
 
-__all__ = ["Model", "load_model", "peek"]
+__all__ = ["Frontend", "Model", "load_frontend", "load_model", "peek"]
 
 _FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """A model ready for packs.
+class Frontend:
+    """All of a model but its weights: enough to read, check and encode rows.
 
     Args:
         name: What it was loaded from.
-        hf: The transformers model, adapted to take packs.
-        processor: Its transformers processor; saved beside it.
+        config: transformers configuration.
+        processor: transformers processor; saved beside the weights.
         spec: Its vision facts.
         info: What its ``tuyi.json`` says, if it has one.
     """
 
     name: str
-    hf: Any
+    config: Any
     processor: Any
     spec: VisionSpec
     info: FolderInfo | None = None
 
     @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model ready for packs: the transformers model, adapted, and its frontend."""
+
+    hf: Any
+    frontend: Frontend
+
+    @property
     def device(self) -> Any:
         return self.hf.device
+
+    @property
+    def spec(self) -> VisionSpec:
+        return self.frontend.spec
 
 
 def peek(name: str) -> FolderInfo | None:
@@ -62,56 +78,78 @@ def peek(name: str) -> FolderInfo | None:
     return None
 
 
-def load_model(
-    name: str, *, device: str | None = None, dtype: str | None = None, texts: Iterable[str] = (), seed: int = 0
-) -> Model:
-    """Load a model and adapt it to packs.
+def load_frontend(name: str, texts: Iterable[str] = ()) -> Frontend:
+    """Load a model's configuration, tokenizer and processor.
 
     Args:
         name: A built-in name, a local folder or a hub id of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL families.
-        device: Torch device; the first GPU where there is one, else the CPU.
-        dtype: ``bfloat16`` or ``float32``; bfloat16 on a GPU, float32 on a CPU where not given.
         texts: For a built-in model, what its tokenizer is learned from.
-        seed: For a built-in model, of its weights.
 
     Raises:
         ModelError: There is no such model, it is of another family, or its files are broken.
     """
+    info = peek(name)
+    if name in NAMES:
+        from tuyi.model.tiny import build_frontend
+
+        config, processor = build_frontend(name, texts)
+    else:
+        from transformers import AutoConfig, AutoProcessor
+
+        try:
+            config = AutoConfig.from_pretrained(name)
+            if config.model_type not in _FAMILIES:
+                raise ModelError(f"{name} is a {config.model_type} model; expected one of {', '.join(_FAMILIES)}")
+            processor = AutoProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {name} cannot be loaded: {_first_line(error)}") from error
+    return Frontend(name, config, processor, _spec(config, processor), info)
+
+
+def load_model(frontend: Frontend, *, device: str | None = None, dtype: str | None = None, seed: int = 0) -> Model:
+    """Load a model's weights and adapt it to packs.
+
+    Args:
+        frontend: Everything else of the model.
+        device: Torch device; the first GPU where there is one, else the CPU.
+        dtype: ``bfloat16`` or ``float32``; bfloat16 on a GPU, float32 on a CPU where not given.
+        seed: For a built-in model, of its random weights.
+
+    Raises:
+        ModelError: The weights are missing, incomplete or broken.
+    """
     import torch
 
-    info = peek(name)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    if name in NAMES:
-        from tuyi.model.tiny import build
-
-        hf, processor = build(name, texts, seed)
-        hf = hf.to(kind)
-    else:
-        hf, processor = _pretrained(name, kind)
-    spec = _spec(hf.config, processor)
     from tuyi.model.forward import adapt
 
-    adapt(hf, spec)
-    return Model(name, hf.to(place), processor, spec, info)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    if frontend.name in NAMES:
+        from tuyi.model.tiny import build_weights
+
+        hf = build_weights(frontend.config, seed).to(kind)
+    else:
+        hf = _pretrained(frontend.name, kind)
+    adapt(hf, frontend.spec)
+    return Model(hf.to(place), frontend)
 
 
-def _pretrained(name: str, dtype: Any) -> tuple[Any, Any]:
+def _pretrained(name: str, dtype: Any) -> Any:
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type not in _FAMILIES:
-            raise ModelError(f"{name} is a {config.model_type} model; expected one of {', '.join(_FAMILIES)}")
         hf, report = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the weights of model {name} cannot be loaded: {_first_line(error)}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         raise ModelError(f"model {name} lacks {len(wrong)} of its weights, the first is {wrong[0]}")
-    return hf.eval(), processor
+    return hf.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _spec(config: Any, processor: Any) -> VisionSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["NAMES", "build"]
+__all__ = ["NAMES", "build_frontend", "build_weights"]
 
 NAMES = {"builtin:tiny": "qwen2_vl", "builtin:tiny-qwen2.5": "qwen2_5_vl", "builtin:tiny-qwen3": "qwen3_vl"}
 """Model names that need no files, and the family that each belongs to."""
@@ -35,26 +35,30 @@ _TEMPLATE = (
 _MROPE = [4, 6, 6]
 
 
-def build(name: str, texts: Iterable[str], seed: int = 0) -> tuple[Any, Any]:
-    """Make a model and its processor.
+def build_frontend(name: str, texts: Iterable[str]) -> tuple[Any, Any]:
+    """Make a built-in model's configuration and processor.
 
     Args:
         name: One of :data:`NAMES`.
-        texts: What the tokenizer is learned from; a sample of the training rows and the labels.
-        seed: Of the random weights.
+        texts: What the tokenizer is learned from: a sample of the training rows, and the labels.
 
     Returns:
-        (transformers model in float32, transformers processor).
+        (transformers configuration, transformers processor).
     """
-    import torch
-    from transformers import set_seed
-
     family = NAMES[name]
     processor = _processor(family, _tokenizer(texts))
+    return _config(family, processor.tokenizer), processor
+
+
+def build_weights(config: Any, seed: int) -> Any:
+    """Make the random weights of a built-in model, in float32; equal seeds give equal weights."""
+    import torch
+    from transformers import AutoModelForImageTextToText, set_seed
+
     set_seed(seed)
-    model = _model(family, processor.tokenizer)
-    model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    return model.to(torch.float32).eval(), processor
+    model = AutoModelForImageTextToText.from_config(config)
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    return model.to(torch.float32).eval()
 
 
 def _tokenizer(texts: Iterable[str]) -> Any:
@@ -94,7 +98,7 @@ def _processor(family: str, tokenizer: Any) -> Any:
     )
 
 
-def _model(family: str, tokenizer: Any) -> Any:
+def _config(family: str, tokenizer: Any) -> Any:
     import transformers
 
     def token(text: str) -> int:
@@ -130,7 +134,7 @@ def _model(family: str, tokenizer: Any) -> Any:
     stem = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     if family == "qwen3_vl":
         text["rope_parameters"]["mrope_interleaved"] = True
-    config = getattr(transformers, f"{stem}Config")(
+    return getattr(transformers, f"{stem}Config")(
         text_config=text,
         vision_config=vision[family],
         image_token_id=token("<|image_pad|>"),
@@ -139,4 +143,3 @@ def _model(family: str, tokenizer: Any) -> Any:
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    return getattr(transformers, f"{stem}ForConditionalGeneration")(config)

@@ -1,1 +1,51 @@
-"""Pixels: decode, resize, patches."""
+"""Pixels: decode, resize, patches; pictures and video."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tuyi.vision.image import MAX_PICTURE_PIXELS, ImageInfo, load_rgb, probe_image
+    from tuyi.vision.patches import image_grid, image_patches
+    from tuyi.vision.resize import smart_resize
+    from tuyi.vision.spec import Family, ImagePatches, VideoPatches, VisionSpec
+    from tuyi.vision.video import frame_indices, video_grid, video_patches, video_timing
+    from tuyi.vision.video_file import VideoInfo, probe_video
+
+__all__ = [
+    "MAX_PICTURE_PIXELS",
+    "Family",
+    "ImageInfo",
+    "ImagePatches",
+    "VideoInfo",
+    "VideoPatches",
+    "VisionSpec",
+    "frame_indices",
+    "image_grid",
+    "image_patches",
+    "load_rgb",
+    "probe_image",
+    "probe_video",
+    "smart_resize",
+    "video_grid",
+    "video_patches",
+    "video_timing",
+]
+
+_ROOM = {
+    "image": ("MAX_PICTURE_PIXELS", "ImageInfo", "load_rgb", "probe_image"),
+    "patches": ("image_grid", "image_patches"),
+    "resize": ("smart_resize",),
+    "spec": ("Family", "ImagePatches", "VideoPatches", "VisionSpec"),
+    "video": ("frame_indices", "video_grid", "video_patches", "video_timing"),
+    "video_file": ("VideoInfo", "probe_video"),
+}
+_MODULE = {name: module for module, names in _ROOM.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Pillow, PyAV and numpy load when the first name is used, so that importing the room costs nothing.
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)

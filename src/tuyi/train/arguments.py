@@ -1,0 +1,76 @@
+"""Our settings in transformers' terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tuyi.train.settings import Freeze, TrainSettings
+
+__all__ = ["resolve", "training_arguments"]
+
+
+def resolve(settings: TrainSettings, *, builtin: bool, gpu: bool) -> TrainSettings:
+    """Fill in what was left to us: settings with no value that depends on the model or the machine."""
+    rates = {"full": 1e-5, "lora": 1e-4}
+    freeze = Freeze(vision=False, projector=False) if builtin else Freeze()
+    return settings.model_copy(
+        update={
+            "lr": settings.lr or (1e-3 if builtin else rates[settings.method]),
+            "freeze": settings.freeze or freeze,
+            "precision": settings.precision or ("bf16" if gpu else "fp32"),
+        }
+    )
+
+
+def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, validated: bool, gpu: bool) -> Any:
+    """transformers' ``TrainingArguments`` for a run of ``steps`` optimizer steps that writes into ``folder``."""
+    from transformers import TrainingArguments
+
+    save_steps = min(settings.save_steps or -(-steps // 4), steps)
+    eval_steps = min(settings.eval_steps or save_steps, steps)
+    if validated and settings.keep_best:
+        save_steps = eval_steps  # a best checkpoint can only be kept where one is written
+    workers = settings.workers
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        max_steps=steps,
+        learning_rate=settings.lr,
+        lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=round(settings.warmup * steps),
+        optim="adamw_torch_fused" if gpu else "adamw_torch",
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bf16",
+        use_cpu=not gpu,
+        seed=settings.seed,
+        dataloader_num_workers=workers if workers is not None else _workers(gpu),
+        logging_steps=settings.log_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=eval_steps,
+        save_strategy="steps",
+        save_steps=save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        load_best_model_at_end=validated and settings.keep_best,
+        metric_for_best_model="weighted_f1" if validated else None,
+        greater_is_better=True if validated else None,
+        deepspeed=str(settings.deepspeed) if settings.deepspeed else None,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _workers(gpu: bool) -> int:
+    import os
+
+    import torch
+
+    if not gpu:
+        return 0
+    return max(1, min(12, (os.cpu_count() or 2) // max(1, torch.cuda.device_count()) - 1))
