@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,9 @@ class Encoder:
         grids = [self._grid(part, task.budget, fitted.max_pixels) for part in media]
         visual = self._visual_length(media, grids)
         text = sum(len(piece.ids) for piece in pieces)
-        supervised = len(answer) + (sum(len(piece.ids) for piece in pieces if piece.answer) if task.labels is None else 0)
+        supervised = len(answer) + (
+            sum(len(piece.ids) for piece in pieces if piece.answer) if task.labels is None else 0
+        )
         return Length(text + visual + len(answer), sum(t * h * w for t, h, w in grids), supervised)
 
     def encode(self, example: Example, *, labelled: bool) -> Encoded:
@@ -142,6 +144,7 @@ class Encoder:
             reserved = len(answer) or (max(map(len, self.labels(task).ids)) if task.labels else 0)
             prompt = task.ask(example)
 
+            @cache
             def pieces(parts: tuple[Part, ...]) -> list[Piece]:
                 return self._template.pieces((*prompt.history, Turn("user", parts)))
 
@@ -194,9 +197,7 @@ class Encoder:
                 total += grid[0] * (len(self._template.tokens("<9999.9 seconds>")) + 2) - 2
         return total
 
-    def _visual(
-        self, patches: ImagePatches | VideoPatches, at: int
-    ) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    def _visual(self, patches: ImagePatches | VideoPatches, at: int) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """The tokens of one picture or video at token ``at``, vision marks included, and where its visual ones stand.
 
         Qwen3-VL puts each temporal patch of a video in marks of its own, behind its time in seconds.

@@ -158,14 +158,20 @@ def _branches(
 def _visual(
     rows: Sequence[Encoded], starts: NDArray[np.int64], kind: type[ImagePatches] | type[VideoPatches]
 ) -> Visual | None:
-    found = [(item, int(start)) for row, start in zip(rows, starts) for item in row.media if isinstance(item.patches, kind)]
+    found = [
+        (item, int(start)) for row, start in zip(rows, starts) for item in row.media if isinstance(item.patches, kind)
+    ]
     if not found:
         return None
     return Visual(
         patches=np.concatenate([item.patches.values for item, _ in found]),
         grids=np.asarray([item.patches.grid for item, _ in found], np.int64),
         at=np.concatenate(
-            [np.arange(begin + start, end + start, dtype=np.int64) for item, start in found for begin, end in item.spans]
+            [
+                np.arange(begin + start, end + start, dtype=np.int64)
+                for item, start in found
+                for begin, end in item.spans
+            ]
         ),
     )
 

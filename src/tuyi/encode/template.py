@@ -7,6 +7,7 @@ having typed just that, and tokens are those of tokenising the rendered conversa
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class ChatTemplate:
                 f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; add chat_template.jinja to the folder"
             )
         self._tokenizer = tokenizer
+        self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
+        self._backend.encode_special_tokens = True
         self.end_token = end_token
         self.end_id: int = tokenizer.convert_tokens_to_ids(end_token)
         specials = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
@@ -58,7 +61,7 @@ class ChatTemplate:
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text, in which no special token has any power."""
-        return tuple(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """The tokens of a conversation up to where the assistant is to answer."""

@@ -133,7 +133,13 @@ def packed_attention(
 
 
 def _segments(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None, cu: Tensor, longest: int | None, causal: bool,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int] | None,
+    cu: Tensor,
+    longest: int | None,
+    causal: bool,
     scaling: float | None,
 ) -> Tensor:
     """Attention inside each segment; (T, H, D) in and out."""
@@ -143,7 +149,9 @@ def _segments(
     return _dense_segments(q, k, v, lengths, causal, scaling)
 
 
-def _dense_segments(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scaling: float | None) -> Tensor:
+def _dense_segments(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scaling: float | None
+) -> Tensor:
     """The same with dense attention, segments of equal length computed together."""
     starts: dict[int, list[int]] = defaultdict(list)
     at = 0

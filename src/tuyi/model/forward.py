@@ -120,7 +120,9 @@ def _hidden_states(model: Any, batch: Batch) -> Tensor:
         used = features_VD[: len(batch.at)]
         embeds_1TD = embeds_1TD.index_copy(1, batch.at, used[None])
         deep = getattr(seen, "deepstack_features", None)
-        if len(used) < len(features_VD):  # the tower ran only to keep step: its result must reach the loss with weight 0
+        if len(used) < len(
+            features_VD
+        ):  # the tower ran only to keep step: its result must reach the loss with weight 0
             embeds_1TD = embeds_1TD + 0 * sum(x.sum() for x in (features_VD, *(deep or ())))
         elif deep:
             order = batch.at.argsort()

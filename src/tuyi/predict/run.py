@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from tuyi.encode.survey import OnBadRow, Survey, survey
 from tuyi.errors import OutputError, TaskError
 from tuyi.model.folder import FolderInfo, versions
 from tuyi.predict.prediction import Prediction, read_predictions, run_file
-from tuyi.task.catalog import TaskSet, load_tasks
+from tuyi.task.catalog import TaskSet, load_tasks, parse_tasks
 
-__all__ = ["PredictSettings", "PredictSummary", "predict"]
+__all__ = ["PredictRun", "PredictSettings", "PredictSummary", "choose_tasks", "predict", "with_budget"]
 
 
 class PredictSettings(Settings):
@@ -38,12 +39,24 @@ class PredictSettings(Settings):
     """Precision; bfloat16 on a GPU, float32 on a CPU where not given."""
 
 
+class PredictRun(Settings):
+    """What ``--set`` and ``--read`` can change of a prediction run."""
+
+    predict: PredictSettings = PredictSettings()
+    """How to predict."""
+    budget: dict[str, Any] = {}
+    """Budget settings to use instead of the model's, such as ``max_pixels``."""
+    read: ReadOptions = ReadOptions()
+    """How to read the data."""
+
+
 @dataclass(frozen=True, slots=True)
 class PredictSummary:
     """What a prediction run did.
 
     Args:
         out: The predictions file.
+        tasks: The tasks that were asked.
         rows: Predictions it holds.
         resumed: How many of them an earlier run had made.
         shortened: Rows that had to give something up to fit the token budget, of those made now.
@@ -52,6 +65,7 @@ class PredictSummary:
     """
 
     out: Path
+    tasks: TaskSet
     rows: int
     resumed: int
     shortened: int
@@ -66,9 +80,11 @@ def predict(
     *,
     task: str | TaskSet | None = None,
     settings: PredictSettings | None = None,
+    budget: Mapping[str, Any] | None = None,
     options: ReadOptions | None = None,
     on_bad_row: OnBadRow = "stop",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> PredictSummary:
     """Label every row of a data set by exact scoring of its task's labels.
 
@@ -81,9 +97,11 @@ def predict(
         out: The JSONL file to write; ``out`` + ``.run.json`` beside it says how it was made.
         task: Needed where the model has no task of its own; a task set, built-in name or YAML file.
         settings: Speed and place, nothing that changes answers but precision.
+        budget: Budget settings to use instead of the model's, such as ``max_pixels``.
         options: How to read ``data``.
         on_bad_row: Whether one bad row stops the run, or is left out and named in the summary.
         progress: Called with rows done and rows in all.
+        tell: Called with lines that say what was taken over from the model.
 
     Raises:
         DataError: Rows that cannot be used, all counted.
@@ -96,7 +114,9 @@ def predict(
 
     settings, out = settings or PredictSettings(), Path(out)
     info = peek(str(model))
-    tasks = choose_tasks(str(model), info, task)
+    tasks = with_budget(choose_tasks(str(model), info, task), budget)
+    if info is not None:
+        tell(_inherited(info, tasks, budget or {}))
     texts = [text for one in tasks for text in one.wording]
     frontend = load_frontend(str(model), texts)
     encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
@@ -106,9 +126,7 @@ def predict(
         scan(data, options), encoder, labelled=False, on_bad_row=on_bad_row, wanted=lambda row: row.id not in done
     )
     loaded = load_model(frontend, device=settings.device, dtype=settings.dtype)
-    engine = LocalEngine(
-        loaded, encoder, pack_tokens=settings.pack_tokens, workers=settings.workers, info=info
-    )
+    engine = LocalEngine(loaded, encoder, pack_tokens=settings.pack_tokens, workers=settings.workers, info=info)
     started = time.perf_counter()
     made, shortened = 0, 0
     with out.open("a", encoding="utf-8") as file:
@@ -119,7 +137,7 @@ def predict(
             shortened += sum(_is_shortened(prediction) for prediction in predictions)
             progress(len(done) + made, len(done) + len(rows))
     seconds = time.perf_counter() - started
-    return PredictSummary(out, len(done) + made, len(done), shortened, rows.skipped, seconds)
+    return PredictSummary(out, tasks, len(done) + made, len(done), shortened, rows.skipped, seconds)
 
 
 def _sized(rows: Survey) -> Iterator[tuple[Any, int]]:
@@ -160,6 +178,31 @@ def choose_tasks(model: str, info: FolderInfo | None, task: str | TaskSet | None
     return given
 
 
+def with_budget(tasks: TaskSet, budget: Mapping[str, Any] | None) -> TaskSet:
+    """The tasks with some of their budget settings replaced.
+
+    Raises:
+        TaskError: An unknown or wrong budget setting.
+    """
+    if not budget:
+        return tasks
+    value = tasks.model_dump(mode="json")
+    for one in value["tasks"]:
+        one["budget"].update(budget)
+    return parse_tasks(value, "budget")
+
+
+def _inherited(info: FolderInfo, tasks: TaskSet, budget: Mapping[str, Any]) -> str:
+    shown = []
+    for one in tasks:
+        limits = ", ".join(
+            f"{key} {getattr(one.budget, key)}{' (set now)' if key in budget else ''}"
+            for key in ("max_pixels", "max_tokens")
+        )
+        shown.append(f"{one.name}: {limits}, temperature {info.temperature(one.name):.3g}")
+    return f"inherited from the model: {'; '.join(shown)}"
+
+
 def _run_record(
     model: str, data: str, tasks: TaskSet, info: FolderInfo | None, settings: PredictSettings
 ) -> dict[str, Any]:
@@ -167,15 +210,14 @@ def _run_record(
     return {
         "model": model,
         "data": data,
-        "tasks": tasks.name,
-        "budgets": {one.name: one.budget.model_dump(mode="json") for one in tasks},
+        "tasks": tasks.model_dump(mode="json"),
         "temperature": {one.name: info.temperature(one.name) if info else 1.0 for one in tasks},
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }
 
 
-_FIXED = ("model", "data", "tasks", "budgets", "temperature")
+_FIXED = ("model", "data", "tasks", "temperature")
 
 
 def _resume(out: Path, run: dict[str, Any]) -> set[str]:
@@ -195,7 +237,7 @@ def _resume(out: Path, run: dict[str, Any]) -> set[str]:
     for key in _FIXED:
         if earlier.get(key) != run[key]:
             raise OutputError(
-                f"{out} holds predictions of another run: its {key} is {earlier.get(key)!r}, this run's is {run[key]!r}; "
+                f"{out} holds predictions of another run: its {key} is {reprlib.repr(earlier.get(key))}, this run's is {reprlib.repr(run[key])}; "
                 "choose another --out or remove it"
             )
     _cut_partial_line(out)

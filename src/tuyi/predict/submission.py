@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tuyi.data.example import Example, Image, Text
+from tuyi.data.example import Example
+from tuyi.data.options import ReadOptions
+from tuyi.data.problem import Problem
+from tuyi.data.rows import raw_rows
+from tuyi.data.source import find_source, scan
 from tuyi.errors import DataError
+from tuyi.predict.prediction import read_predictions
 from tuyi.task.catalog import TaskSet
 
 __all__ = ["SubmissionForm", "write_submission"]
@@ -18,49 +23,76 @@ SubmissionForm: TypeAlias = Literal["full", "bare"]
 
 
 def write_submission(
-    path: Path, rows: Iterable[Example], labels: Mapping[str, str], tasks: TaskSet, form: SubmissionForm = "full"
+    path: Path,
+    data: Path,
+    predictions: Path,
+    tasks: TaskSet,
+    form: SubmissionForm = "full",
+    options: ReadOptions | None = None,
 ) -> int:
-    """Write a submission, validated, as CSV in ``utf-8-sig``.
+    """Write a submission, validated, as CSV in ``utf-8-sig``; whole or not at all.
 
     Args:
         path: The file to write.
-        rows: The test rows, in their own order.
-        labels: Predicted label of each id.
+        data: The test rows.
+        predictions: What ``tuyi predict`` made of them.
         tasks: The tasks whose labels are allowed.
-        form: ``full`` for all columns of the test rows plus ``predict``, ``bare`` for ``id,predict``.
+        form: ``full`` for all columns of the test rows plus ``predict``, lists as Python writes them, as pandas does;
+            ``bare`` for ``id,predict``.
+        options: How to read ``data``.
 
     Returns:
-        Rows written.
+        Rows written, in the order of the test rows.
 
     Raises:
         DataError: A row without a prediction, a prediction without a row, or a label outside the row's task.
     """
+    labels = {one.id: one.label for one in read_predictions(predictions)}
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    used: set[str] = set()
+    written = 0
     with part.open("w", encoding="utf-8-sig", newline="") as file:
-        writer: Any = None
-        for row in rows:
-            if row.id not in labels:
-                raise DataError(f"row {row.id!r} has no prediction; run `tuyi predict` to the end first", row.place)
-            task, label = tasks.of(row), labels[row.id]
+        writer: csv.DictWriter[str] | None = None
+        for row, columns in _rows(data, form, options):
+            label = labels.pop(row.id, None)
+            if label is None:
+                raise DataError("no prediction for this row; run `tuyi predict` to the end first", row.place)
+            task = tasks.of(row)
             if task.labels is None or label not in task.labels.names:
-                raise DataError(f"{label!r} is not a label of {task.name}", row.place)
-            columns = {"id": row.id} if form == "bare" else _columns(row)
+                raise DataError(f"predicted {label!r} is not a label of {task.name}", row.place)
             if writer is None:
-                writer = csv.DictWriter(file, [*columns, "predict"], extrasaction="raise")
+                writer = csv.DictWriter(file, [*columns, "predict"], restval="")
                 writer.writeheader()
+            if odd := columns.keys() - set(writer.fieldnames):
+                raise DataError(
+                    f"column {sorted(odd)[0]!r} is missing from the first row; use the bare form", row.place
+                )
             writer.writerow({**columns, "predict": label})
-            used.add(row.id)
-    if unknown := labels.keys() - used:
-        raise DataError(f"{len(unknown)} predictions have no row in the data, the first is id {sorted(unknown)[0]!r}")
+            written += 1
+    if labels:
+        raise DataError(f"{len(labels)} predictions have no row in {data}, the first is id {min(labels)!r}")
     os.replace(part, path)
-    return len(used)
+    return written
 
 
-def _columns(row: Example) -> dict[str, Any]:
-    """The columns of a test row as the challenge has them; the list of pictures as Python writes it, as pandas does."""
-    text = "".join(part.text if isinstance(part, Text) else "<image>" for part in row.content)
-    pictures = [part.name for part in row.content if isinstance(part, Image)]
-    known = {"id": row.id, "instruction": text, "input": "", "output": row.label or "", "image": pictures}
-    return {**known, **{key: value for key, value in row.extra.items() if key not in known}}
+def _rows(data: Path, form: SubmissionForm, options: ReadOptions | None) -> Iterator[tuple[Example, dict[str, Any]]]:
+    """Each test row with the columns that a submission repeats, exactly as the file has them."""
+    examples = (item for item in scan(data, options) if _usable(item))
+    if form == "bare":
+        yield from ((row, {"id": row.id}) for row in examples if isinstance(row, Example))
+        return
+    source = find_source(data, options)
+    if source.format == "folder":
+        raise DataError(f"{data} is a folder of pictures and has no columns to repeat; use the bare form")
+    raw = raw_rows(source.file)
+    for row in examples:
+        assert isinstance(row, Example)
+        number, columns = next(item for item in raw if not isinstance(item, Problem) and item[0] == row.place.row)
+        assert number == row.place.row
+        yield row, columns
+
+
+def _usable(item: Example | Problem) -> bool:
+    if isinstance(item, Problem):
+        raise item.to_error()
+    return True

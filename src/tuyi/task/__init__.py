@@ -6,4 +6,15 @@ from tuyi.task.labels import Label, LabelSet, fold
 from tuyi.task.prompt import Prompt
 from tuyi.task.task import Budget, Task
 
-__all__ = ["AnswerFormat", "Budget", "Label", "LabelSet", "Prompt", "Task", "TaskSet", "builtin_names", "fold", "load_tasks"]
+__all__ = [
+    "AnswerFormat",
+    "Budget",
+    "Label",
+    "LabelSet",
+    "Prompt",
+    "Task",
+    "TaskSet",
+    "builtin_names",
+    "fold",
+    "load_tasks",
+]

@@ -6,7 +6,8 @@ The same object renders the training target and drives decoding, so the two cann
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal as Const, TypeAlias
+from typing import Annotated, Any, TypeAlias
+from typing import Literal as Const
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 

@@ -119,7 +119,9 @@ def _find(name: str) -> tuple[str, str, str | None]:
         try:
             return path.read_text(encoding="utf-8-sig"), name, None
         except FileNotFoundError as error:
-            raise TaskError(f"task file {name} does not exist; `tuyi task new {name}` writes one to start from") from error
+            raise TaskError(
+                f"task file {name} does not exist; `tuyi task new {name}` writes one to start from"
+            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"task file {name} cannot be read as UTF-8: {error}") from error
     group, _, only = name.partition("/")

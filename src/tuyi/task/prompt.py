@@ -72,7 +72,9 @@ def split_turns(parts: Sequence[Part], start: re.Pattern[str] | None) -> tuple[t
             turns[-1].append(part)
             line_start = False
             continue
-        cuts = [match.start() for match in start.finditer(part.text) if _starts_line(part.text, match.start(), line_start)]
+        cuts = [
+            match.start() for match in start.finditer(part.text) if _starts_line(part.text, match.start(), line_start)
+        ]
         for begin, end in zip([0, *cuts], [*cuts, len(part.text)]):
             if begin in cuts and turns[-1]:
                 turns.append([])

@@ -88,7 +88,9 @@ class Task(BaseModel):
         except ValueError as error:
             raise ValueError(f"prompt: {error}; write a literal brace twice: {{{{ }}}}") from error
         if unknown := sorted(set(fields) - {"content", "labels", "definitions"}):
-            raise ValueError(f"prompt: unknown field {{{unknown[0]}}}, expected {{content}}, {{labels}}, {{definitions}}")
+            raise ValueError(
+                f"prompt: unknown field {{{unknown[0]}}}, expected {{content}}, {{labels}}, {{definitions}}"
+            )
         if fields.count("content") != 1:
             raise ValueError(f"prompt: expected {{content}} once, found it {fields.count('content')} times")
         if self.answer.has_choice and self.labels is None:
@@ -148,4 +150,3 @@ class Task(BaseModel):
             return None
         label = self.labels.canonical(example.label) if self.labels else example.label
         return self.answer.render(label, example.rationale)
-

@@ -39,7 +39,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
         learning_rate=settings.lr,
         lr_scheduler_type=settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
         warmup_steps=round(settings.warmup * steps),
-        optim="adamw_torch_fused" if gpu else "adamw_torch",
+        optim="adamw_torch_fused",
         weight_decay=settings.weight_decay,
         adam_beta1=settings.betas[0],
         adam_beta2=settings.betas[1],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import Survey
-from tuyi.errors import ConfigError, TrainingError
+from tuyi.errors import ConfigError
 from tuyi.model.load import Frontend, Model, load_model
 from tuyi.model.tiny import NAMES
 from tuyi.train.arguments import resolve, training_arguments
@@ -51,12 +51,13 @@ class Fitted:
     Args:
         trainer: Holds it.
         base: Makes the untouched base model again; None where the weights themselves learned.
-        steps, seconds, loss, scores, settings: As in the summary.
+        steps, rows_done, seconds, loss, scores, settings: As in the summary.
     """
 
     trainer: Any
     base: Callable[[], Any] | None
     steps: int
+    rows_done: int
     seconds: float
     loss: float
     scores: dict[str, float]
@@ -129,7 +130,10 @@ def fit(given: Fitting) -> Fitted:
     trainer.remove_callback(PrinterCallback)  # ours tells the same
     checkpoint = last_checkpoint(checkpoints) if given.resume else None
     if given.resume:
-        console.print(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting from the first step")
+        console.print(
+            f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting from the first step"
+        )
+    begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
@@ -142,6 +146,7 @@ def fit(given: Fitting) -> Fitted:
         trainer=trainer,
         base=(lambda: base().hf) if lora else None,
         steps=plan.steps,
+        rows_done=sum(steps.rows_in(step) for step in range(begin, trainer.state.global_step)),
         seconds=seconds,
         loss=sum(tail) / len(tail) if tail else float("nan"),
         scores=_best(entries, settings),
@@ -149,9 +154,7 @@ def fit(given: Fitting) -> Fitted:
     )
 
 
-def _headline(
-    given: Fitting, settings: TrainSettings, plan: Plan, learning: int, everything: int, device: str
-) -> str:
+def _headline(given: Fitting, settings: TrainSettings, plan: Plan, learning: int, everything: int, device: str) -> str:
     assert settings.freeze is not None
     frozen = [name for name, value in settings.freeze.model_dump().items() if value]
     return (

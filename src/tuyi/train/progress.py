@@ -63,7 +63,11 @@ class Teller(TrainerCallback):  # type: ignore[misc]
         logs = logs or {}
         if "loss" in logs:
             self._loss = float(logs["loss"])
-        entry = {key: value for key, value in logs.items() if key in ("loss", "grad_norm", "learning_rate") or key.startswith("eval_")}
+        entry = {
+            key: value
+            for key, value in logs.items()
+            if key in ("loss", "grad_norm", "learning_rate") or key.startswith("eval_")
+        }
         if entry:
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **entry}) + "\n")

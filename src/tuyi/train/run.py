@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from tuyi.encode.survey import OnBadRow, Survey, survey
 from tuyi.errors import ConfigError, DataError, OutputError
 from tuyi.model.folder import FILE, FolderInfo, versions
 from tuyi.model.tiny import NAMES
-from tuyi.predict.run import choose_tasks
+from tuyi.predict.run import choose_tasks, with_budget
 from tuyi.task.catalog import TaskSet
 from tuyi.train.settings import TrainSettings
 
@@ -35,7 +35,8 @@ class TrainSummary:
     Args:
         out: The model folder.
         steps: Optimizer steps of the whole run.
-        rows: Rows that were trained on.
+        rows: Different rows that were trained on.
+        rows_done: Rows that this call passed through the model, epochs counted.
         skipped: What is wrong with each row that was left out.
         seconds: Time in the training loop of this call.
         loss: Mean loss of the last tenth of the steps.
@@ -46,6 +47,7 @@ class TrainSummary:
     out: Path
     steps: int
     rows: int
+    rows_done: int
     skipped: tuple[str, ...]
     seconds: float
     loss: float
@@ -61,6 +63,7 @@ def train(
     model: str = "builtin:tiny",
     valid: str | Path | None = None,
     settings: TrainSettings | None = None,
+    budget: Mapping[str, Any] | None = None,
     options: ReadOptions | None = None,
     on_bad_row: OnBadRow = "stop",
     resume: bool = False,
@@ -77,6 +80,7 @@ def train(
         model: A built-in name, a local folder, or a hub id.
         valid: Labelled rows to score during training.
         settings: How to train.
+        budget: Budget settings to use instead of the task's, such as ``max_pixels``.
         options: How to read ``data`` and ``valid``.
         on_bad_row: Whether one bad row stops the run, or is left out and named in the summary.
         resume: Go on from the newest whole checkpoint in ``out``.
@@ -94,8 +98,13 @@ def train(
 
     settings, out = settings or TrainSettings(), Path(out)
     info = peek(model)
-    tasks = choose_tasks(model, info, task)
-    record = {"data": str(data), "valid": str(valid) if valid else None, "model": model, "tasks": tasks.model_dump(mode="json")}
+    tasks = with_budget(choose_tasks(model, info, task), budget)
+    record = {
+        "data": str(data),
+        "valid": str(valid) if valid else None,
+        "model": model,
+        "tasks": tasks.model_dump(mode="json"),
+    }
     _claim(out, record, settings, resume)
     texts = _texts(scan(data, options), tasks) if model in NAMES else ()
     frontend = load_frontend(model, texts)
@@ -119,6 +128,7 @@ def train(
         out=out,
         steps=result.steps,
         rows=len(rows),
+        rows_done=result.rows_done,
         skipped=(*rows.skipped, *(checked.skipped if checked else ())),
         seconds=result.seconds,
         loss=result.loss,

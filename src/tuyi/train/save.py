@@ -41,6 +41,8 @@ def save_model(trainer: Any, base: Any, out: Path, info: FolderInfo) -> None:
     if trainer.args.should_save:
         (part / "training_args.bin").unlink(missing_ok=True)
         write_info(part, info)
-        for file in sorted(part.iterdir(), key=lambda path: path.name == "tuyi.json"):  # tuyi.json last: then it is whole
+        for file in sorted(
+            part.iterdir(), key=lambda path: path.name == "tuyi.json"
+        ):  # tuyi.json last: then it is whole
             os.replace(file, out / file.name)
         part.rmdir()

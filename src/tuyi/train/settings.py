@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tuyi.config import Settings
+from tuyi.data.options import ReadOptions
 
-__all__ = ["Freeze", "LoraSettings", "TrainSettings"]
+__all__ = ["Freeze", "LoraSettings", "TrainRun", "TrainSettings"]
 
 
 class Freeze(Settings):
@@ -90,3 +91,24 @@ class TrainSettings(Settings):
     """A DeepSpeed settings file (JSON)."""
     tensorboard: bool = True
     """Whether to write TensorBoard logs into ``logs/``."""
+
+
+class TrainRun(Settings):
+    """A whole run, as a run file says it."""
+
+    data: Path
+    """Labelled rows."""
+    out: Path
+    """Model folder to write."""
+    task: str | None = None
+    """A built-in task or YAML file; the model's own where not given."""
+    model: str = "builtin:tiny"
+    """A built-in name, a folder, or a hub id."""
+    valid: Path | None = None
+    """Labelled rows to score during training."""
+    read: ReadOptions = ReadOptions()
+    """How to read the data."""
+    budget: dict[str, Any] = {}
+    """Budget settings to use instead of the task's, such as ``max_pixels``."""
+    train: TrainSettings = TrainSettings()
+    """How to train."""

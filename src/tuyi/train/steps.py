@@ -63,7 +63,9 @@ class Steps(Dataset[list[Pack]]):
 
     def weight(self, step: int) -> float:
         """Sum of the weights of all supervised tokens of a step, over all processes."""
-        return float(sum(self._rows.supervised[row] * self._rows.weights[row] for row in self._plan.rows(step).tolist()))
+        return float(
+            sum(self._rows.supervised[row] * self._rows.weights[row] for row in self._plan.rows(step).tolist())
+        )
 
     def _encode(self, row: int) -> Encoded:
         if self._kept is not None and row in self._kept:

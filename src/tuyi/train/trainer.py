@@ -23,6 +23,7 @@ from tuyi.vision.spec import VisionSpec
 
 __all__ = ["PackTrainer", "answer_loss", "last_checkpoint"]
 
+
 def answer_loss(logits_KV: Tensor, batch: Batch) -> Tensor:
     """Weighted sum of the cross-entropy of the supervised tokens; a scalar."""
     losses_K = F.cross_entropy(logits_KV, batch.targets, reduction="none")

@@ -1,0 +1,46 @@
+"""``tuyi check``: what is wrong with the data, before anything costs money."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["check"]
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="Data file, or a folder per label.")],
+    task: Annotated[str | None, typer.Option(help="Built-in task or YAML file; without it labels are counted.")] = None,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="File that must share no picture or text with DATA; may be repeated.")
+    ] = None,
+    read: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="How to read: format=…, text=COLUMN, media_root=DIR, …"),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Problems of each kind to print.", min=0)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Check rows, labels, pictures, videos, duplicates and leaks. Exits with 1 on errors."""
+    import json
+
+    from rich.console import Console
+
+    from tuyi.config import load_settings
+    from tuyi.data import ReadOptions
+    from tuyi.data import check as check_data
+    from tuyi.task import load_tasks
+
+    tasks = load_tasks(task) if task is not None else None
+    report = check_data(data, tasks, against=against or (), options=load_settings(ReadOptions, None, read))
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
+    else:
+        console = Console(highlight=False)
+        for line in report.lines(limit):
+            style = "red" if line.startswith("error:") else "yellow" if line.startswith("warning:") else None
+            console.print(line, style=style, markup=False, soft_wrap=True)
+    if not report.ok:
+        raise typer.Exit(1)

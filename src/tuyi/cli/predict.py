@@ -1,0 +1,72 @@
+"""``tuyi predict``: the label of every row, with the probability of each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+
+__all__ = ["predict"]
+
+
+class Form(StrEnum):
+    """Columns of a submission."""
+
+    full = "full"
+    bare = "bare"
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="A model folder, hub id or built-in name.")],
+    data: Annotated[Path, typer.Argument(help="Rows to label: a data file, or a folder.")],
+    out: Annotated[Path, typer.Option(help="Predictions to write, one JSON object a line.")],
+    task: Annotated[str | None, typer.Option(help="Built-in task or YAML file; default: the model's own.")] = None,
+    submission: Annotated[Path | None, typer.Option(help="Also write the challenge's CSV.")] = None,
+    form: Annotated[
+        Form, typer.Option("--submission-form", help="All test columns and predict, or id,predict.")
+    ] = Form.full,
+    set_: Set = None,
+    read: Read = None,
+    on_bad_row: OnBadRowOption = BadRow.stop,
+) -> None:
+    """Label every row by exact scoring of the task's labels. Started again, it goes on where it was stopped."""
+    from rich.console import Console
+
+    from tuyi.cli.progress import bar
+    from tuyi.config import load_settings
+    from tuyi.predict.run import PredictRun
+    from tuyi.predict.run import predict as predict_rows
+    from tuyi.predict.submission import write_submission
+
+    run = load_settings(PredictRun, None, [*(set_ or ()), *(f"read.{item}" for item in read or ())])
+    console = Console(highlight=False)
+    with bar(console, "predicting") as progress:
+        done = predict_rows(
+            model,
+            data,
+            out,
+            task=task,
+            settings=run.predict,
+            budget=run.budget,
+            options=run.read,
+            on_bad_row=on_bad_row.value,
+            progress=progress,
+            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+        )
+    for problem in done.skipped:
+        console.print(f"skipped {problem}", style="yellow", markup=False, soft_wrap=True)
+    made = done.rows - done.resumed
+    rate = f" in {done.seconds:.1f} s ({made / done.seconds:.1f} rows/s)" if made else ""
+    console.print(
+        f"{done.out}: {done.rows} predictions{f', {done.resumed} of them from an earlier run' if done.resumed else ''}"
+        f"{rate}, {done.shortened} rows shortened to fit the budget",
+        markup=False,
+        soft_wrap=True,
+    )
+    if submission is not None:
+        rows = write_submission(submission, data, out, done.tasks, form.value, run.read)
+        console.print(f"{submission}: {rows} rows, validated", markup=False, soft_wrap=True)

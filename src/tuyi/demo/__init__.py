@@ -1,0 +1,1 @@
+"""The whole way on the built-in sample: write, check, train, predict, judge."""

@@ -1,0 +1,67 @@
+"""A task file to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from tuyi.errors import DataError, OutputError
+from tuyi.task.catalog import load_tasks
+
+__all__ = ["write_task"]
+
+_TEMPLATE = """\
+# A task for tuyi: which question is asked, and which answers there are.
+name: {name}
+about: ""
+
+# The possible answers, in the order in which the prompt lists them. The text after a label says what it means.
+labels:
+{labels}
+# {{content}} is the row (its text and pictures in order), {{labels}} the list above, {{definitions}} a line per label.
+prompt: |
+  {{content}}
+  Choose the one label that fits. Answer with the label alone. The labels are: {{labels}}
+
+# Whether {{labels}} also brings what each label means.
+define: false
+
+# label: the label alone. reason: a reason, then the label, as JSON.
+answer: label
+
+# How much of a row the model may see.
+budget:
+  max_tokens: 8192
+  max_pixels: 1003520
+"""
+
+
+def write_task(file: Path, data: Path | None = None) -> int:
+    """Write a task file to start from.
+
+    Args:
+        file: The YAML file.
+        data: Labelled rows whose labels it lists, sorted; without them it lists two examples.
+
+    Returns:
+        How many labels it lists.
+
+    Raises:
+        OutputError: ``file`` exists.
+        DataError: ``data`` has fewer than two labels.
+    """
+    if file.exists():
+        raise OutputError(f"{file} exists; choose another name or remove it")
+    labels = ["first label", "second label"]
+    if data is not None:
+        from tuyi.data import read
+
+        labels = sorted({row.label.strip() for row in read(data) if row.label})
+        if len(labels) < 2:
+            raise DataError(f"{data} has {len(labels)} different labels; a task needs at least 2")
+    listed = "".join(f"  {yaml.safe_dump(label, allow_unicode=True).split(chr(10))[0]}: ''\n" for label in labels)
+    name = "".join(character if character.isalnum() or character in "_.-" else "-" for character in file.stem)
+    file.write_text(_TEMPLATE.format(name=name, labels=listed), encoding="utf-8")
+    load_tasks(file)
+    return len(labels)
