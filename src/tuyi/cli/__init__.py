@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="tuyi",
-    help="From labelled pictures, video and dialogue to a fine-tuned, measured Qwen-VL model that picks the right label.",
+    help="From labelled pictures, video and dialogue to a fine-tuned, measured model that picks the right label.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

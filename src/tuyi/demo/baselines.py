@@ -63,8 +63,10 @@ def _pixels(parts: Sequence[Part]) -> NDArray[np.float32]:
     from tuyi.vision.image import load_rgb
 
     small = [np.asarray(load_rgb(part).resize(_SIDE), np.float32) / 255 for part in parts if isinstance(part, Image)]
-    black = np.zeros((_SIDE[1], _SIDE[0], 3), np.float32)
-    return np.mean(small or [black], axis=0).ravel()
+    thumbnail: NDArray[np.float32] = np.zeros((_SIDE[1], _SIDE[0], 3), np.float32)
+    for picture in small:
+        thumbnail += picture / len(small)
+    return thumbnail.ravel()
 
 
 def _text_model() -> Any:

@@ -59,7 +59,8 @@ def fit(prompt: Prompt, budget: Budget, length: Callable[[tuple[Part, ...], int]
     if first:
         notes["dropped_turns"] = first
     parts = prompt.parts(first)
-    if length(parts, pixels) > room and any(not isinstance(part, Text) for part in parts):
+    shown = [*(part for turn in prompt.history for part in turn.parts), *parts]
+    if length(parts, pixels) > room and any(not isinstance(part, Text) for part in shown):
         pixels = _largest(lambda size: length(parts, size) <= room, min(smallest, pixels), pixels)
         notes["shrunk_images"] = pixels
     if length(parts, pixels) > room:

@@ -80,13 +80,19 @@ class Encoder:
         answers = (task.answer.render(name, "") for name in names)
         return LabelTokens(names, tuple((*self._template.tokens(text), self._template.end_id) for text in answers))
 
-    def length(self, example: Example) -> Length:
+    def length(self, example: Example, *, labelled: bool | None = None) -> Length:
         """The size of a row, from file headers alone.
+
+        Args:
+            example: The row.
+            labelled: As for :meth:`encode`; where not given, whether the row has a label.
 
         Raises:
             DataError: As :meth:`encode`.
         """
-        task, pieces, answer, fitted = self._prepare(example, labelled=example.label is not None)
+        task, pieces, answer, fitted = self._prepare(
+            example, example.label is not None if labelled is None else labelled
+        )
         media = _used(example, fitted)
         grids = [self._grid(part, task.budget, fitted.max_pixels) for part in media]
         visual = self._visual_length(media, grids)
@@ -194,7 +200,7 @@ class Encoder:
         for part, grid in zip(media, grids):
             total += _visual_tokens(grid, self.spec.merge_size) + 2
             if isinstance(part, Video) and self.spec.family == "qwen3_vl":
-                total += grid[0] * (len(self._template.tokens("<9999.9 seconds>")) + 2) - 2
+                total += grid[0] * (len(self._template.tokens("<9999.9 seconds>")) + 2)
         return total
 
     def _visual(self, patches: ImagePatches | VideoPatches, at: int) -> tuple[list[int], tuple[tuple[int, int], ...]]:
@@ -207,17 +213,18 @@ class Encoder:
             return [self._start_id, *[self._image_id] * count, self._stop_id], ((at + 1, at + 1 + count),)
         if self.spec.family != "qwen3_vl":
             return [self._start_id, *[self._video_id] * count, self._stop_id], ((at + 1, at + 1 + count),)
-        ids: list[int] = []
+        # the processor fills in the pad token alone, so each frame's own marks stand inside those of the template
+        ids: list[int] = [self._start_id]
         spans: list[tuple[int, int]] = []
         a_frame = count // patches.grid[0]
         for second in patches.timestamps:
             ids.extend((*self._template.tokens(f"<{second:.1f} seconds>"), self._start_id))
             spans.append((at + len(ids), at + len(ids) + a_frame))
             ids.extend((*[self._video_id] * a_frame, self._stop_id))
-        return ids, tuple(spans)
+        return [*ids, self._stop_id], tuple(spans)
 
     def _blocks(self, media: Sequence[Media]) -> list[tuple[int, tuple[int, int, int], float]]:
-        blocks = []
+        blocks: list[tuple[int, tuple[int, int, int], float]] = []
         for item in media:
             t, h, w = item.patches.grid
             step = time_step(item.patches, self.spec.family, self.spec.tokens_per_second)

@@ -17,7 +17,7 @@ class RowStore:
     """An append-only list of examples in a temporary file that vanishes with the process."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the store
         self._offsets = array("q", [0])
 
     def append(self, example: Example) -> None:

@@ -60,7 +60,7 @@ def survey(
         wanted: Rows for which this is false are left out without being looked at.
 
     Raises:
-        DataError: Bad rows, all of them counted and the first ten shown; or no row is left.
+        DataError: Bad rows, all of them counted and the first ten shown.
     """
     found = Survey(RowStore(), array("l"), array("l"), array("l"), array("d"), ())
     bad: list[str] = []
@@ -76,9 +76,9 @@ def survey(
         if not wanted(item):
             continue
         try:
-            length = encoder.length(item)
             if labelled and item.label is None:
                 raise DataError("expected a label, found none; leave unlabelled rows to `tuyi predict`", item.place)
+            length = encoder.length(item, labelled=labelled)
         except (DataError, TaskError) as error:
             bad.append(str(error))
             continue

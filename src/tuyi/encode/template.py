@@ -48,7 +48,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, end_token: str = "<|im_end|>") -> None:
         if not tokenizer.chat_template:
             raise ModelError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; add chat_template.jinja to the folder"
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+                "add chat_template.jinja to the folder"
             )
         self._tokenizer = tokenizer
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)

@@ -6,9 +6,10 @@ One function is registered with transformers for both towers. Its name contains 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,19 +29,30 @@ class BranchLayout:
     """Where label branches lie behind the prompts.
 
     Args:
-        row_lengths: Branch tokens of each row.
-        row_cu: int32, shape (R + 1,): their cumulative sum.
+        prompts: Tokens of each row's prompt.
+        branches: The branches of each row.
+        row_cu: int32, shape (R + 1,): cumulative branch tokens of the rows.
         cu: int32: cumulative lengths of all branches.
-        longest_row, longest: The longest of either.
-        masks: For each row a bool (branch tokens, prompt + branch tokens): what a token may see; for dense kernels.
     """
 
-    row_lengths: tuple[int, ...]
+    prompts: tuple[int, ...]
+    branches: Branches
     row_cu: Tensor
     cu: Tensor
-    longest_row: int
-    longest: int
-    masks: tuple[Tensor, ...]
+
+    @cached_property
+    def longest_row(self) -> int:
+        return max(self.branches.row_lengths)
+
+    @cached_property
+    def longest(self) -> int:
+        return max(length for row in self.branches.lengths for length in row)
+
+    @cached_property
+    def masks(self) -> tuple[Tensor, ...]:
+        """For each row a bool (branch tokens, prompt + branch tokens): what a token may see; for dense attention."""
+        device = self.cu.device
+        return tuple(_branch_mask(*row, device) for row in zip(self.prompts, self.branches.lengths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +77,8 @@ class Layout:
         laid = None
         if branches is not None:
             flat = [length for row in branches.lengths for length in row]
-            dense = not varlen_available(device)
-            laid = BranchLayout(
-                row_lengths=branches.row_lengths,
-                row_cu=_cumulative(branches.row_lengths, device),
-                cu=_cumulative(flat, device),
-                longest_row=max(branches.row_lengths),
-                longest=max(flat),
-                masks=tuple(_branch_mask(n, row, device) for n, row in zip(lengths, branches.lengths)) if dense else (),
-            )
+            row_cu, cu = _cumulative(branches.row_lengths, device), _cumulative(flat, device)
+            laid = BranchLayout(tuple(lengths), branches, row_cu, cu)
         return cls(tuple(lengths), _cumulative(lengths, device), max(lengths), laid)
 
 
@@ -125,8 +130,8 @@ def packed_attention(
         out = _segments(q_THD, k_THD, v_THD, layout.lengths, layout.cu, layout.longest, causal, scaling)
     else:
         roots = sum(layout.lengths)
-        front = [x[:roots] for x in (q_THD, k_THD, v_THD)]
-        trunk = _segments(*front, layout.lengths, layout.cu, layout.longest, True, scaling)
+        q, k, v = (x[:roots] for x in (q_THD, k_THD, v_THD))
+        trunk = _segments(q, k, v, layout.lengths, layout.cu, layout.longest, True, scaling)
         leaves = _branch_attention(q_THD, k_THD, v_THD, layout, layout.branches, scaling)
         out = torch.cat([trunk, leaves])
     return out[None], None
@@ -144,7 +149,9 @@ def _segments(
 ) -> Tensor:
     """Attention inside each segment; (T, H, D) in and out."""
     if varlen_available(q.device, q.dtype):
-        return varlen_attention(q, k, v, cu, cu, int(longest or 0), int(longest or 0), causal=causal, scale=scaling)
+        most = int(longest or 0)
+        out: Tensor = varlen_attention(q, k, v, cu, cu, most, most, causal=causal, scale=scaling)
+        return out
     assert lengths is not None
     return _dense_segments(q, k, v, lengths, causal, scaling)
 
@@ -152,23 +159,13 @@ def _segments(
 def _dense_segments(
     q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scaling: float | None
 ) -> Tensor:
-    """The same with dense attention, segments of equal length computed together."""
-    starts: dict[int, list[int]] = defaultdict(list)
-    at = 0
-    for length in lengths:
-        starts[length].append(at)
-        at += length
-    if len(starts) == 1:
-        n, length = len(lengths), lengths[0]
-        split = [x.unflatten(0, (n, length)).transpose(1, 2) for x in (q, k, v)]
-        return _sdpa(*split, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1)
-    order, outs = [], []
-    for length, begins in starts.items():
-        index = (torch.tensor(begins, device=q.device)[:, None] + torch.arange(length, device=q.device)).flatten()
-        split = [x[index].unflatten(0, (len(begins), length)).transpose(1, 2) for x in (q, k, v)]
-        outs.append(_sdpa(*split, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1))
-        order.append(index)
-    return torch.cat(outs)[torch.cat(order).argsort()]
+    """The same with dense attention, neighbouring segments of equal length computed together."""
+    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
+    outs = []
+    for (length, count), *parts in zip(runs, *(x.split([length * count for length, count in runs]) for x in (q, k, v))):
+        heads = [x.reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in parts]
+        outs.append(_sdpa(*heads, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs)
 
 
 def _branch_attention(
@@ -187,9 +184,10 @@ def _branch_attention(
             causal=True, scale=scaling, lse=True,
         )  # fmt: skip
         share = torch.sigmoid(own_lse - prompt_lse).unsqueeze(-1)  # softmax over both key sets, from their normalisers
-        return (prompt + share * (own.float() - prompt.float())).to(q.dtype)
+        merged: Tensor = prompt + share * (own.float() - prompt.float())
+        return merged.to(q.dtype)
     outs, root, leaf = [], 0, 0
-    for length, count, mask in zip(layout.lengths, branches.row_lengths, branches.masks):
+    for length, count, mask in zip(layout.lengths, branches.branches.row_lengths, branches.masks):
         keys, values = (torch.cat([x[root : root + length], y[leaf : leaf + count]]) for x, y in ((k, k_B), (v, v_B)))
         heads = [x.transpose(0, 1)[None] for x in (q_B[leaf : leaf + count], keys, values)]
         outs.append(_sdpa(*heads, attn_mask=mask, scale=scaling)[0].transpose(0, 1))

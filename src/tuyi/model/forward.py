@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
@@ -87,10 +87,11 @@ def _visual(pack: Pack, spec: VisionSpec) -> tuple[Any, Any, Any]:
     if len(parts) == 2:  # a picture beside a video takes the video's form: its one frame, doubled
         still = patches[0].reshape(len(patches[0]), 3, 1, -1)
         patches[0] = np.repeat(still, spec.temporal_patch_size, axis=2).reshape(len(still), -1)
-    return tuple(np.concatenate(items) for items in (patches, [p.grids for p in parts], [p.at for p in parts]))
+    grids, at = [part.grids for part in parts], [part.at for part in parts]
+    return np.concatenate(patches), np.concatenate(grids), np.concatenate(at)
 
 
-def adapt(model: nn.Module, spec: VisionSpec) -> None:
+def adapt(model: Any, spec: VisionSpec) -> None:
     """Teach a transformers Qwen-VL model to take packs.
 
     ``model(batch=Batch)`` then returns float32 logits (K, vocabulary) of the kept tokens, and with ``head=False``
@@ -106,7 +107,8 @@ def adapt(model: nn.Module, spec: VisionSpec) -> None:
 
 def _forward(self: Any, batch: Batch, head: bool = True) -> Tensor:
     hidden_KD = _hidden_states(self, batch)[batch.keep]
-    return self.lm_head(hidden_KD).float() if head else hidden_KD
+    logits_KV: Tensor = self.lm_head(hidden_KD).float() if head else hidden_KD
+    return logits_KV
 
 
 def _hidden_states(model: Any, batch: Batch) -> Tensor:
@@ -157,4 +159,5 @@ def _project(self: Any, values: Tensor) -> Tensor:
     if values.shape[1] == scaled[0, :, 0].numel():
         scaled = scaled.sum(2)
     dtype = self.weight.dtype
-    return F.linear(values.to(dtype), scaled.flatten(1).to(dtype)) + bias.to(dtype)
+    embedded: Tensor = F.linear(values.to(dtype), scaled.flatten(1).to(dtype)) + bias.to(dtype)
+    return embedded

@@ -69,6 +69,11 @@ def peek(name: str) -> FolderInfo | None:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
+            if (folder / "adapter_config.json").exists():
+                raise ModelError(
+                    f"{name} is an adapter without its model; `tuyi train` writes the merged model into the folder "
+                    "above it, any other adapter must be merged into its base model first"
+                )
             inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
             hint = f"; it has {', '.join(inner)} inside" if inner else ""
             raise ModelError(f"{name} is not a model folder: it has no config.json{hint}")
@@ -139,9 +144,10 @@ def _pretrained(name: str, dtype: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     try:
-        hf, report = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights of model {name} cannot be loaded: {_first_line(error)}") from error
+    hf, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         raise ModelError(f"model {name} lacks {len(wrong)} of its weights, the first is {wrong[0]}")

@@ -44,7 +44,7 @@ class PredictRun(Settings):
 
     predict: PredictSettings = PredictSettings()
     """How to predict."""
-    budget: dict[str, Any] = {}
+    budget: dict[str, Any] = Field(default_factory=dict)
     """Budget settings to use instead of the model's, such as ``max_pixels``."""
     read: ReadOptions = ReadOptions()
     """How to read the data."""
@@ -167,7 +167,8 @@ def choose_tasks(model: str, info: FolderInfo | None, task: str | TaskSet | None
     for one in given:
         if one.name not in own:
             raise TaskError(
-                f"{model} was taught {', '.join(own)}, --task says {one.name}; leave --task out to ask what it was taught"
+                f"{model} was taught {', '.join(own)}, --task says {one.name}; "
+                "leave --task out to ask what it was taught"
             )
         taught = own[one.name]
         if one.labels != taught.labels or one.answer != taught.answer:
@@ -237,8 +238,8 @@ def _resume(out: Path, run: dict[str, Any]) -> set[str]:
     for key in _FIXED:
         if earlier.get(key) != run[key]:
             raise OutputError(
-                f"{out} holds predictions of another run: its {key} is {reprlib.repr(earlier.get(key))}, this run's is {reprlib.repr(run[key])}; "
-                "choose another --out or remove it"
+                f"{out} holds predictions of another run: its {key} is {reprlib.repr(earlier.get(key))}, "
+                f"this run's is {reprlib.repr(run[key])}; choose another --out or remove it"
             )
     _cut_partial_line(out)
     return {prediction.id for prediction in read_predictions(out)}

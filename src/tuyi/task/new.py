@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -60,8 +61,14 @@ def write_task(file: Path, data: Path | None = None) -> int:
         labels = sorted({row.label.strip() for row in read(data) if row.label})
         if len(labels) < 2:
             raise DataError(f"{data} has {len(labels)} different labels; a task needs at least 2")
-    listed = "".join(f"  {yaml.safe_dump(label, allow_unicode=True).split(chr(10))[0]}: ''\n" for label in labels)
+    listed = "".join(f"  {_key(label)}: ''\n" for label in labels)
     name = "".join(character if character.isalnum() or character in "_.-" else "-" for character in file.stem)
     file.write_text(_TEMPLATE.format(name=name, labels=listed), encoding="utf-8")
     load_tasks(file)
     return len(labels)
+
+
+def _key(label: str) -> str:
+    """A label as a YAML key on one line."""
+    plain = yaml.safe_dump(label, allow_unicode=True, width=1 << 20).removesuffix("...\n").strip("\n")
+    return json.dumps(label, ensure_ascii=False) if "\n" in plain else plain

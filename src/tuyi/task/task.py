@@ -69,7 +69,7 @@ class Task(BaseModel):
     """The wording; ``{content}`` is the row, ``{labels}`` the quoted list, ``{definitions}`` a line per label."""
     system: str | None = None
     """System prompt; without one the model's own default is used."""
-    answer: AnswerField = Field(default="label", validate_default=True)  # type: ignore[assignment]
+    answer: AnswerField = Field(default="label", validate_default=True)
     """The form of the answer: ``label``, ``reason``, ``open`` or a list of segments."""
     recognise: tuple[str, ...] = ()
     """A row that contains one of these texts is a row of this task."""

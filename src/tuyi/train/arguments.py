@@ -27,6 +27,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
     """transformers' ``TrainingArguments`` for a run of ``steps`` optimizer steps that writes into ``folder``."""
     from transformers import TrainingArguments
 
+    assert settings.lr is not None, "settings are resolved first"
     save_steps = min(settings.save_steps or -(-steps // 4), steps)
     eval_steps = min(settings.eval_steps or save_steps, steps)
     if validated and settings.keep_best:

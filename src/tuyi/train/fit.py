@@ -158,8 +158,9 @@ def _headline(given: Fitting, settings: TrainSettings, plan: Plan, learning: int
     assert settings.freeze is not None
     frozen = [name for name, value in settings.freeze.model_dump().items() if value]
     return (
-        f"training {given.frontend.name} on {device}, {settings.precision}, {settings.method}: {learning / 1e6:.2f} M of "
-        f"{everything / 1e6:.2f} M weights learn{' (frozen: ' + ', '.join(frozen) + ')' if frozen else ''}\n"
+        f"training {given.frontend.name} on {device}, {settings.precision}, {settings.method}: "
+        f"{learning / 1e6:.2f} M of {everything / 1e6:.2f} M weights learn"
+        f"{' (frozen: ' + ', '.join(frozen) + ')' if frozen else ''}\n"
         f"{len(given.rows)} rows, mean {sum(given.rows.tokens) / len(given.rows):.0f} tokens, longest "
         f"{max(given.rows.tokens)}; {plan.steps} steps, peak learning rate {settings.lr:g}"
     )
@@ -167,7 +168,7 @@ def _headline(given: Fitting, settings: TrainSettings, plan: Plan, learning: int
 
 def _callbacks(teller: Any, settings: TrainSettings, given: Fitting, *, writes: bool) -> list[Any]:
     from transformers import EarlyStoppingCallback
-    from transformers.integrations import TensorBoardCallback
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     callbacks: list[Any] = [teller] if writes else []
     if settings.tensorboard and writes:

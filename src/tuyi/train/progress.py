@@ -16,7 +16,7 @@ from tuyi.train.steps import Steps
 __all__ = ["Teller", "plot_loss", "read_log"]
 
 
-class Teller(TrainerCallback):  # type: ignore[misc]
+class Teller(TrainerCallback):
     """Shows progress with rate and time left, and writes the loss log as the run goes.
 
     Args:

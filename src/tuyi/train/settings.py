@@ -34,7 +34,7 @@ class LoraSettings(Settings):
     """Low-rank adapters (arXiv 2106.09685), on every linear layer of the parts that are not frozen."""
 
     rank: int = Field(default=8, gt=0)
-    alpha: float = Field(default=16, gt=0)
+    alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -108,7 +108,7 @@ class TrainRun(Settings):
     """Labelled rows to score during training."""
     read: ReadOptions = ReadOptions()
     """How to read the data."""
-    budget: dict[str, Any] = {}
+    budget: dict[str, Any] = Field(default_factory=dict)
     """Budget settings to use instead of the task's, such as ``max_pixels``."""
     train: TrainSettings = TrainSettings()
     """How to train."""

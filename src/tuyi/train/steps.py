@@ -46,8 +46,9 @@ class Steps(Dataset[list[Pack]]):
     def __getitem__(self, step: int) -> list[Pack]:
         rows = self._plan.rows(step)
         mine = spread(rows, self._plan.tokens[rows].tolist(), self._world, self._pack_tokens)[self._rank]
-        # an empty pack holds one row that weighs nothing, so that this process keeps step with the others
-        return [pack([self._encode(row) for row in rows]) if rows else self._idle() for rows in mine]
+        # rows lie sorted by length, since dense attention computes neighbours of equal length together; an empty pack
+        # holds one row that weighs nothing, so that this process keeps step with the others
+        return [pack(sorted(map(self._encode, rows), key=len)) if rows else self._idle() for rows in mine]
 
     def ids(self, step: int) -> list[str]:
         """Ids of a step's rows, for messages."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,7 @@ class PackTrainer(Trainer):
             prefetch_factor=2 if self.args.dataloader_num_workers else None,
         )
 
-    def training_step(
-        self, model: nn.Module, inputs: Sequence[Pack], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Gradients of one step: the weighted mean over its supervised tokens, however they are packed and spread."""
         model.train()
         world = self.args.world_size
