@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from tuyi.errors import DataError, FormatError, LabelError, ModelError, OutputError, TaskError
-from tuyi.evaluate import EvaluateSettings, evaluate
+from tuyi.evaluate.judge import EvaluateSettings, evaluate
 from tuyi.task import TaskSet
 
 FAST = EvaluateSettings(resamples=100)

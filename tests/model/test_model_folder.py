@@ -165,7 +165,7 @@ def test_a_broken_info_file_is_told_apart(tmp_path: Path, info: FolderInfo, chan
 
 
 def test_names_that_are_no_model(tmp_path: Path):
-    with pytest.raises(ModelError, match="built-in models are builtin:tiny, .*; found 'builtin:small'"):
+    with pytest.raises(ModelError, match=r"built-in models are builtin:tiny, .*; found 'builtin:small'"):
         peek("builtin:small")
     with pytest.raises(
         ModelError, match=r"model folder .*/none does not exist; expected a folder, a hub id or builtin:tiny"
@@ -175,13 +175,13 @@ def test_names_that_are_no_model(tmp_path: Path):
         peek("none")
     with pytest.raises(ModelError, match="model folder a/b/c does not exist"):
         peek("a/b/c")
-    with pytest.raises(ModelError, match="is not a model folder: it has no config.json$"):
+    with pytest.raises(ModelError, match=r"is not a model folder: it has no config.json$"):
         peek(str(tmp_path))
     assert peek("Qwen/Qwen2-VL-7B-Instruct") is None
     for name in NAMES:
         assert peek(name) is None
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="model folder .*/file does not exist"):
+    with pytest.raises(ModelError, match=r"model folder .*/file does not exist"):
         load_frontend(str(tmp_path / "file"))
 
 
@@ -189,7 +189,7 @@ def test_a_folder_with_the_model_inside_says_where(tmp_path: Path):
     for name in ("checkpoint-2", "checkpoint-10"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="has no config.json; it has checkpoint-10, checkpoint-2 inside"):
+    with pytest.raises(ModelError, match=r"has no config.json; it has checkpoint-10, checkpoint-2 inside"):
         peek(str(tmp_path))
 
 
@@ -204,7 +204,7 @@ def test_a_model_of_another_family(tmp_path: Path):
     with pytest.raises(ModelError, match="is a llama model; expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"):
         load_frontend(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "never_heard_of"}))
-    with pytest.raises(ModelError, match="cannot be loaded: .*never_heard_of"):
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*never_heard_of"):
         load_frontend(str(tmp_path))
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(ModelError, match=f"model {tmp_path} cannot be loaded: "):
@@ -240,11 +240,11 @@ def test_missing_and_misshapen_weights(saved: Path, tmp_path: Path):
     folder = copied(saved, tmp_path / "m")
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
-    name = "model.language_model.norm.weight"
+    name = next(key for key in tensors if key.endswith("norm.weight") and "layers" not in key and "blocks" not in key)
     kept = copy.copy(tensors)
     del kept[name]
     save_file(kept, weights, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"model {folder} lacks 1 of its weights, the first is {name}"):
+    with pytest.raises(ModelError, match=f"model {folder} lacks 1 of its weights, the first is .*norm.weight"):
         load_model(load_frontend(str(folder)), device="cpu")
     save_file({**tensors, name: torch.ones(3)}, weights, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"model {folder}"):

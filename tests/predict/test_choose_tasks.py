@@ -35,9 +35,13 @@ def test_a_model_without_a_task_needs_one(tasks: TaskSet):
 
 
 def test_another_task_than_taught(tasks: TaskSet, info: FolderInfo):
-    with pytest.raises(TaskError, match="m was taught colour, shape, talk, --task says www2025-intent; leave --task out"):
+    with pytest.raises(
+        TaskError, match="m was taught colour, shape, talk, --task says www2025-intent; leave --task out"
+    ):
         choose_tasks("m", info, "www2025")
-    with pytest.raises(TaskError, match="m was taught colour with other labels or another answer format than --task says"):
+    with pytest.raises(
+        TaskError, match="m was taught colour with other labels or another answer format than --task says"
+    ):
         choose_tasks("m", info, changed(tasks, labels=["A", "B"]))
     with pytest.raises(TaskError, match="another answer format"):
         choose_tasks("m", info, changed(tasks, answer="reason"))
@@ -52,6 +56,8 @@ def test_budgets_can_be_replaced(tasks: TaskSet):
     assert [(one.budget.max_pixels, one.budget.max_tokens) for one in smaller] == [(2048, 99)] * 3
     assert [one.budget.video_fps for one in smaller] == [5.0] * 3, "the others stay"
     assert [one.labels for one in smaller] == [one.labels for one in tasks]
-    with pytest.raises(TaskError, match=r"budget: 6 problems\n  tasks.0.budget.max_tokens: .*greater than 0; found 0") as caught:
+    with pytest.raises(
+        TaskError, match=r"budget: 6 problems\n  tasks.0.budget.max_tokens: .*greater than 0; found 0"
+    ) as caught:
         with_budget(tasks, {"max_pixel": 5, "max_tokens": 0})
     assert "tasks.2.budget.max_pixel: unknown setting; did you mean 'max_pixels'?" in str(caught.value)

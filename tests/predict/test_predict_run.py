@@ -107,7 +107,9 @@ def test_every_row_gets_one_prediction(unbroken: tuple[PredictSummary, list[Any]
         assert one.notes["calls"] == 1
         assert one.notes["output_tokens"] == 0
     told, *progress = calls
-    assert told.startswith("inherited from the model: colour: max_pixels 16384, max_tokens 2048, temperature 2; shape: ")
+    assert told.startswith(
+        "inherited from the model: colour: max_pixels 16384, max_tokens 2048, temperature 2; shape: "
+    )
     assert progress[-1] == (COUNT, COUNT)
     assert len(progress) > 3, "several packs"
     assert sorted(progress) == progress
@@ -115,8 +117,13 @@ def test_every_row_gets_one_prediction(unbroken: tuple[PredictSummary, list[Any]
 
 def test_over_long_rows_are_counted_and_noted(unbroken: tuple[PredictSummary, list[Any]]):
     summary, _ = unbroken
-    shortened = {one.id: one.notes for one in read_predictions(summary.out) if "dropped_turns" in one.notes}
+    found = by_id(summary.out)
+    shortened = {
+        key: one.notes for key, one in found.items() if one.notes.keys() - {"tokens", "calls", "output_tokens"}
+    }
     assert shortened.keys() == {"r7", "r8"}
+    assert shortened["r7"]["cut_characters"] > 500, "a task without turns loses text"
+    assert shortened["r8"]["dropped_turns"] > 100
     assert summary.shortened == 2
     assert all(notes["tokens"] <= 2048 for notes in shortened.values())
 
@@ -159,7 +166,7 @@ def test_the_calibration_changes_chances_and_not_answers(unbroken: tuple[Predict
     assert read_run(unbroken[0].out)["temperature"] == {"colour": 2.0, "shape": 1.0, "talk": 1.0}
 
 
-@pytest.mark.parametrize("kept", [0, 0.3, 0.75, 0.999])
+@pytest.mark.parametrize("kept", [0, 0.4, 0.999])
 def test_a_killed_run_goes_on_where_it_was(
     unbroken: tuple[PredictSummary, list[Any]], model: Path, data: Path, tmp_path: Path, kept: float
 ):
@@ -192,7 +199,9 @@ def test_a_file_of_another_run_is_left_alone(
     out = tmp_path / "pred.jsonl"
     out.write_bytes(unbroken[0].out.read_bytes())
     before = out.read_bytes()
-    with pytest.raises(OutputError, match=r"pred.jsonl exists and has no pred.jsonl.run.json beside it; choose another --out"):
+    with pytest.raises(
+        OutputError, match=r"pred.jsonl exists and has no pred.jsonl.run.json beside it; choose another --out"
+    ):
         predict(model, data, out, settings=SETTINGS)
     run_file(out).write_bytes(run_file(unbroken[0].out).read_bytes())
     with pytest.raises(OutputError, match=r"holds predictions of another run: its tasks is .*; choose another --out"):
@@ -211,11 +220,11 @@ def test_a_file_of_another_run_is_left_alone(
 def test_a_budget_for_this_run_only(model: Path, data: Path, tmp_path: Path):
     told: list[str] = []
     out = tmp_path / "pred.jsonl"
-    summary = predict(model, data, out, settings=SETTINGS, budget={"max_tokens": 180}, tell=told.append)
+    summary = predict(model, data, out, settings=SETTINGS, budget={"max_tokens": 130}, tell=told.append)
     assert summary.shortened > 2
-    assert all(one.notes["tokens"] <= 180 for one in read_predictions(out))
-    assert "max_tokens 180 (set now)" in told[0]
-    assert read_run(out)["tasks"]["tasks"][0]["budget"]["max_tokens"] == 180
+    assert all(one.notes["tokens"] <= 130 for one in read_predictions(out))
+    assert "max_tokens 130 (set now)" in told[0]
+    assert read_run(out)["tasks"]["tasks"][0]["budget"]["max_tokens"] == 130
     with pytest.raises(TaskError, match="unknown setting; did you mean 'max_tokens'"):
         predict(model, data, tmp_path / "other.jsonl", budget={"max_token": 5})
 
@@ -233,7 +242,7 @@ def bad_data(picture: Callable[..., Image], folder: Path) -> Path:
 @pytest.mark.usefixtures("no_weights")
 def test_bad_rows_stop_the_run_before_weights_load(model: Path, picture: Callable[..., Image], tmp_path: Path):
     data, out = bad_data(picture, tmp_path), tmp_path / "pred.jsonl"
-    with pytest.raises(DataError, match="^4 rows cannot be used:\n") as caught:
+    with pytest.raises(DataError, match=r"^4 rows cannot be used:\n") as caught:
         predict(model, data, out, settings=SETTINGS)
     message = str(caught.value)
     for found in ("row 2, id r1: ", "gone.png", "names task 'what'", "id r4", "5-0.png", "--on-bad-row skip"):
@@ -257,7 +266,7 @@ def test_what_is_wrong_from_the_start(model: Path, data: Path, tmp_path: Path, t
         predict("builtin:tiny", data, out)
     with pytest.raises(TaskError, match="was taught colour, shape, talk, --task says www2025-intent"):
         predict(model, data, out, task="www2025")
-    with pytest.raises(ModelError, match="model folder .*nowhere does not exist"):
+    with pytest.raises(ModelError, match=r"model folder .*nowhere does not exist"):
         predict(tmp_path / "nowhere", data, out)
     assert not out.exists()
 

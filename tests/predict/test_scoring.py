@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tuyi.data.example import Example
+from tuyi.predict import scoring
 from tuyi.predict.scoring import normalise, score_labels
 
 PACKS = {
@@ -67,7 +68,7 @@ def test_scores_do_not_depend_on_the_pack(twin: Any, rows: dict[str, Example]):
 
 def test_logits_are_made_in_slices(twin: Any, rows: dict[str, Example], monkeypatch: pytest.MonkeyPatch):
     whole = scored(twin, [rows["image"], rows["system"]])
-    monkeypatch.setattr("tuyi.predict.scoring._ROWS_OF_LOGITS", 5)
+    monkeypatch.setattr(scoring, "_ROWS_OF_LOGITS", 5)
     for one, other in zip(whole, scored(twin, [rows["image"], rows["system"]]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 

@@ -73,7 +73,9 @@ def test_the_full_form_is_what_pandas_would_write(data: Path, tmp_path: Path, ww
     frame = pandas.DataFrame(ROWS)
     frame["predict"] = [LABELS[row["id"]] for row in ROWS]
     frame.to_csv(tmp_path / "pandas.csv", index=False, encoding="utf-8-sig")
-    ours, theirs = (list(csv.reader(file.open(encoding="utf-8-sig", newline=""))) for file in (out, tmp_path / "pandas.csv"))
+    ours, theirs = (
+        list(csv.reader(file.open(encoding="utf-8-sig", newline=""))) for file in (out, tmp_path / "pandas.csv")
+    )
     assert ours == theirs
 
 
@@ -99,7 +101,10 @@ def test_columns_are_exactly_those_of_the_test_file(tmp_path: Path, www2025: Tas
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({"a1": LABELS["a1"], "c3": "气泡"}, r"test.json, row 2, id b2: no prediction for this row; run `tuyi predict` to the end"),
+        (
+            {"a1": LABELS["a1"], "c3": "气泡"},
+            r"test.json, row 2, id b2: no prediction for this row; run `tuyi predict` to the end",
+        ),
         ({**LABELS, "d4": "气泡", "e5": "气泡"}, r"2 predictions have no row in .*test.json, the first is id 'd4'"),
         ({**LABELS, "c3": "气 泡"}, r"row 3, id c3: predicted '气 泡' is not a label of www2025-intent"),
         ({**LABELS, "a1": "气泡"}, r"row 1, id a1: predicted '气泡' is not a label of www2025-scene"),
@@ -126,9 +131,7 @@ def test_an_earlier_submission_stays_when_a_new_one_fails(data: Path, tmp_path: 
 def test_a_column_that_comes_later(tmp_path: Path, www2025: TaskSet):
     rows = [ROWS[0], {**ROWS[1], "note": "x"}, ROWS[2]]
     with pytest.raises(DataError, match="id b2: column 'note' is missing from the first row; use the bare form"):
-        write_submission(
-            tmp_path / "s.csv", write_data(tmp_path, rows), write_predictions(tmp_path, LABELS), www2025
-        )
+        write_submission(tmp_path / "s.csv", write_data(tmp_path, rows), write_predictions(tmp_path, LABELS), www2025)
 
 
 def test_a_prediction_made_twice_is_refused(data: Path, tmp_path: Path, www2025: TaskSet):

@@ -42,7 +42,7 @@ def test_a_label_outside_the_set_names_the_nearest(labels: LabelSet):
         labels.canonical("红色（浅）")
     assert labels.nearest("实物拍摄") == "实物拍摄(含售后)"
     assert labels.nearest("zzz") is None
-    with pytest.raises(LabelError, match="label 'zzz' is not one of the task's 4 labels$"):
+    with pytest.raises(LabelError, match=r"label 'zzz' is not one of the task's 4 labels$"):
         labels.canonical("zzz")
 
 

@@ -113,7 +113,7 @@ def test_files_that_are_not_there(tmp_path: Path):
 def test_overrides_reach_every_task():
     tasks = load_tasks("www2025", ["budget.max_pixels=200704", "define=true"])
     assert [(task.budget.max_pixels, task.define) for task in tasks] == [(200_704, True)] * 2
-    with pytest.raises(TaskError, match="tasks.1.budget.max_pixel: unknown setting; did you mean 'max_pixels'"):
+    with pytest.raises(TaskError, match=r"tasks.1.budget.max_pixel: unknown setting; did you mean 'max_pixels'"):
         load_tasks("www2025", ["budget.max_pixel=1"])
 
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tuyi.evaluate import Evaluation
+    from tuyi.evaluate.judge import Evaluation
 
 __all__ = ["evaluate", "score_table"]
 
@@ -39,8 +39,8 @@ def evaluate(
     from rich.console import Console
 
     from tuyi.config import load_settings
-    from tuyi.evaluate import EvaluateSettings
-    from tuyi.evaluate import evaluate as judge
+    from tuyi.evaluate.judge import EvaluateSettings
+    from tuyi.evaluate.judge import evaluate as judge
     from tuyi.task import load_tasks
 
     found = judge(
@@ -70,7 +70,7 @@ def score_table(found: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from tuyi.evaluate import Interval
+    from tuyi.evaluate.bootstrap import Interval
 
     def cell(score: Interval) -> str:
         return f"{score.value:.3f}  [dim]{score.low:.3f}–{score.high:.3f}[/dim]"

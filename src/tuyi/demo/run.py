@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tuyi.errors import OutputError, TrainingError
 
 if TYPE_CHECKING:
-    from tuyi.evaluate import Evaluation
+    from tuyi.evaluate.judge import Evaluation
 
 __all__ = ["BUDGET", "demo", "settings"]
 
@@ -52,7 +52,7 @@ def demo(
     from tuyi.data import check, read
     from tuyi.data.sample import leak_check, write_sample
     from tuyi.demo.baselines import one_sided_scores
-    from tuyi.evaluate import EvaluateSettings, evaluate
+    from tuyi.evaluate.judge import EvaluateSettings, evaluate
     from tuyi.predict.run import predict
     from tuyi.predict.submission import write_submission
     from tuyi.task import load_tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def load_model(frontend: Frontend, *, device: str | None = None, dtype: str | No
     if frontend.name in NAMES:
         from tuyi.model.tiny import build_weights
 
-        hf = build_weights(frontend.config, seed).to(kind)
+        hf = build_weights(copy.deepcopy(frontend.config), seed).to(kind)  # adapting a model changes its configuration
     else:
         hf = _pretrained(frontend.name, kind)
     adapt(hf, frontend.spec)

@@ -20,7 +20,7 @@ from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import OnBadRow, Survey, survey
 from tuyi.errors import OutputError, TaskError
 from tuyi.model.folder import FolderInfo, versions
-from tuyi.predict.prediction import Prediction, read_predictions, run_file
+from tuyi.predict.prediction import Prediction, read_predictions, read_run, run_file
 from tuyi.task.catalog import TaskSet, load_tasks, parse_tasks
 
 __all__ = ["PredictRun", "PredictSettings", "PredictSummary", "choose_tasks", "predict", "with_budget"]
@@ -226,6 +226,7 @@ def _resume(out: Path, run: dict[str, Any]) -> set[str]:
 
     Raises:
         OutputError: ``out`` was made by another run.
+        FormatError: ``out`` or the description beside it is broken.
     """
     record = run_file(out)
     if not out.exists():
@@ -234,7 +235,7 @@ def _resume(out: Path, run: dict[str, Any]) -> set[str]:
         return set()
     if not record.exists():
         raise OutputError(f"{out} exists and has no {record.name} beside it; choose another --out or remove it")
-    earlier = json.loads(record.read_text(encoding="utf-8"))
+    earlier = read_run(out)
     for key in _FIXED:
         if earlier.get(key) != run[key]:
             raise OutputError(

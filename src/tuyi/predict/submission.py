@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TextIO, TypeAlias
 
 from tuyi.data.example import Example
 from tuyi.data.options import ReadOptions
@@ -45,33 +45,51 @@ def write_submission(
         Rows written, in the order of the test rows.
 
     Raises:
-        DataError: A row without a prediction, a prediction without a row, or a label outside the row's task.
+        DataError: A row without a prediction or with two, a prediction without a row, or a label outside the row's
+            task.
     """
-    labels = {one.id: one.label for one in read_predictions(predictions)}
+    labels = _labels(predictions)
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("w", encoding="utf-8-sig", newline="") as file:
+            written = _write(file, _rows(data, form, options), labels, tasks)
+        if labels:
+            raise DataError(f"{len(labels)} predictions have no row in {data}, the first is id {min(labels)!r}")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def _labels(predictions: Path) -> dict[str, str]:
+    """The label of each id."""
+    labels: dict[str, str] = {}
+    for one in read_predictions(predictions):
+        if one.id in labels:
+            raise DataError(f"{predictions} holds id {one.id!r} twice; expected one prediction for each row")
+        labels[one.id] = one.label
+    return labels
+
+
+def _write(file: TextIO, rows: Iterator[tuple[Example, dict[str, Any]]], labels: dict[str, str], tasks: TaskSet) -> int:
+    """Write every row with its label, which is taken out of ``labels``."""
+    writer: csv.DictWriter[str] | None = None
     written = 0
-    with part.open("w", encoding="utf-8-sig", newline="") as file:
-        writer: csv.DictWriter[str] | None = None
-        for row, columns in _rows(data, form, options):
-            label = labels.pop(row.id, None)
-            if label is None:
-                raise DataError("no prediction for this row; run `tuyi predict` to the end first", row.place)
-            task = tasks.of(row)
-            if task.labels is None or label not in task.labels.names:
-                raise DataError(f"predicted {label!r} is not a label of {task.name}", row.place)
-            if writer is None:
-                writer = csv.DictWriter(file, [*columns, "predict"], restval="")
-                writer.writeheader()
-            if odd := columns.keys() - set(writer.fieldnames):
-                raise DataError(
-                    f"column {sorted(odd)[0]!r} is missing from the first row; use the bare form", row.place
-                )
-            writer.writerow({**columns, "predict": label})
-            written += 1
-    if labels:
-        raise DataError(f"{len(labels)} predictions have no row in {data}, the first is id {min(labels)!r}")
-    os.replace(part, path)
+    for row, columns in rows:
+        label = labels.pop(row.id, None)
+        if label is None:
+            raise DataError("no prediction for this row; run `tuyi predict` to the end first", row.place)
+        task = tasks.of(row)
+        if task.labels is None or label not in task.labels.names:
+            raise DataError(f"predicted {label!r} is not a label of {task.name}", row.place)
+        if writer is None:
+            writer = csv.DictWriter(file, [*columns, "predict"], restval="")
+            writer.writeheader()
+        if odd := columns.keys() - set(writer.fieldnames):
+            raise DataError(f"column {sorted(odd)[0]!r} is missing from the first row; use the bare form", row.place)
+        writer.writerow({**columns, "predict": label})
+        written += 1
     return written
 
 

@@ -97,6 +97,32 @@ class PackTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._is_whole():
+            self._restore(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._is_whole():
+            self._restore(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _is_whole(self) -> bool:
+        """Whether a checkpoint is the model itself, neither adapters nor shards."""
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return not sharded and not hasattr(self.model, "peft_config")
+
+    def _restore(self, checkpoint: str) -> None:
+        """Load the weights of a checkpoint, all of them.
+
+        transformers' own way matches names loosely, and those of a saved Qwen2-VL differ from those in memory: it would
+        go on from the untrained weights without a word.
+        """
+        saved = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict(), strict=True)
+
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below a folder: one whose ``trainer_state.json``, written last, can be read."""
