@@ -71,7 +71,9 @@ class Twin:
         """What transformers' processor makes of a row."""
         from PIL import Image as Pillow
 
-        images = [Pillow.open(io.BytesIO(image.source)).convert("RGB") for image in example.images]
+        sources = [image.source for image in example.images]
+        files = [io.BytesIO(source) if isinstance(source, bytes) else source for source in sources]
+        images = [Pillow.open(file).convert("RGB") for file in files]
         clips = [self._clip(video) for video in example.videos]
         metadata = {"video_metadata": [data for _, data in clips]} if clips else {}
         out: dict[str, Tensor] = self.processor(

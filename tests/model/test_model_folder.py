@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,6 @@ def saved(twins: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory)
 
 
 def copied(saved: Path, to: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(saved, to))
 
 

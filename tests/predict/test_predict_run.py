@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tuyi.data import read
 from tuyi.data.example import Image
 from tuyi.errors import DataError, FormatError, ModelError, OutputError, TaskError
 from tuyi.model.folder import FolderInfo, write_info
@@ -130,34 +132,20 @@ def test_over_long_rows_are_counted_and_noted(unbroken: tuple[PredictSummary, li
 
 def test_predictions_are_the_plain_models(unbroken: tuple[PredictSummary, list[Any]], data: Path, twins: Any):
     """Through the file, the packs and the calibration: against transformers, label by label."""
-    from tuyi.data import read
-
     twin, found = twins("qwen2_vl"), by_id(unbroken[0].out)
     checked = [row for row in read(data) if row.id in ("r4", "r5", "r6", "r11")]
     assert len(checked) == 4
     for example in checked:
-        prompt = twin.inputs(_in_memory(example))["input_ids"].shape[1]
+        prompt = twin.inputs(example)["input_ids"].shape[1]
         expected = {}
         for name in found[example.id].logprobs:
-            ids = twin.inputs(_in_memory(example), name)["input_ids"][0, prompt:]
-            chosen = twin.logprobs(_in_memory(example), name)[prompt - 1 : -1].gather(1, ids[:, None])
+            ids = twin.inputs(example, name)["input_ids"][0, prompt:]
+            chosen = twin.logprobs(example, name)[prompt - 1 : -1].gather(1, ids[:, None])
             expected[name] = chosen.double().sum().item()
         assert dict(found[example.id].logprobs) == pytest.approx(expected, abs=1e-4)
 
 
-def _in_memory(example: Any) -> Any:
-    from dataclasses import replace
-
-    content = tuple(
-        Image(part.source.read_bytes()) if isinstance(part, Image) and isinstance(part.source, Path) else part
-        for part in example.content
-    )
-    return replace(example, content=content)
-
-
 def test_the_calibration_changes_chances_and_not_answers(unbroken: tuple[PredictSummary, list[Any]]):
-    import numpy as np
-
     for one in read_predictions(unbroken[0].out):
         temperature = {"colour": 2.0, "shape": 1.0}[one.task]
         scaled = np.asarray(list(one.logprobs.values())) / temperature

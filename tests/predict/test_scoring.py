@@ -41,7 +41,6 @@ def test_scores_are_those_of_every_label_alone(twin: Any, rows: dict[str, Exampl
     examples = [rows[name] for name in names]
     for example, ours in zip(examples, scored(twin, examples), strict=True):
         theirs = brute_force(twin, example)
-        # absolute 1e-5 for each token: the scores themselves are sums over up to a dozen of them
         np.testing.assert_allclose(normalise(ours), normalise(theirs), atol=1e-5, err_msg=example.id)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=example.id)
         assert normalise(ours).sum() == pytest.approx(1, abs=1e-12)

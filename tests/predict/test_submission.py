@@ -66,19 +66,6 @@ def test_the_full_form_has_every_column_and_predict(data: Path, tmp_path: Path, 
     assert [path.name for path in out.parent.iterdir()] == ["submission.csv"]
 
 
-def test_the_full_form_is_what_pandas_would_write(data: Path, tmp_path: Path, www2025: TaskSet):
-    pandas = pytest.importorskip("pandas")
-    out = tmp_path / "submission.csv"
-    write_submission(out, data, write_predictions(tmp_path, LABELS), www2025)
-    frame = pandas.DataFrame(ROWS)
-    frame["predict"] = [LABELS[row["id"]] for row in ROWS]
-    frame.to_csv(tmp_path / "pandas.csv", index=False, encoding="utf-8-sig")
-    ours, theirs = (
-        list(csv.reader(file.open(encoding="utf-8-sig", newline=""))) for file in (out, tmp_path / "pandas.csv")
-    )
-    assert ours == theirs
-
-
 def test_the_bare_form(data: Path, tmp_path: Path, www2025: TaskSet):
     out = tmp_path / "s.csv"
     assert write_submission(out, data, write_predictions(tmp_path, LABELS), www2025, "bare") == 3

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["BUDGET", "demo", "settings"]
 
-BUDGET = {"max_pixels": 21_952, "max_tokens": 512}
-"""Pictures of at most 28 visual tokens: what two CPU cores can learn from in minutes."""
+BUDGET = {"max_pixels": 15_680, "max_tokens": 512}
+"""Pictures of at most 20 visual tokens: what two CPU cores can learn from in minutes."""
 
 
 def settings(seed: int) -> Any:
     """How the demo trains."""
     from tuyi.train.settings import TrainSettings
 
-    return TrainSettings(epochs=6, batch_rows=32, lr=2e-3, warmup=0.05, weight_decay=0.01, pack_tokens=8192, seed=seed)
+    return TrainSettings(epochs=6, batch_rows=16, lr=1e-3, warmup=0.05, weight_decay=0.01, pack_tokens=8192, seed=seed)
 
 
 def demo(
