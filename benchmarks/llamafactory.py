@@ -68,8 +68,8 @@ def llamafactory_arguments(job: dict[str, Any]) -> dict[str, Any]:
 def register_template() -> None:
     from dataclasses import replace
 
-    from llamafactory.data.formatter import StringFormatter
-    from llamafactory.data.template import TEMPLATES
+    from llamafactory.data.formatter import StringFormatter  # type: ignore[import-not-found]
+    from llamafactory.data.template import TEMPLATES  # type: ignore[import-not-found]
 
     TEMPLATES["qwen2_vl_answer_only"] = replace(
         TEMPLATES["qwen2_vl"],
@@ -86,9 +86,9 @@ def llamafactory_reads(job: dict[str, Any]) -> dict[str, Any]:
 
 def read_export(job: dict[str, Any], number: int) -> int:
     """Write every row, as its loader and picture plugin give it to the model, into an ``.npz`` file."""
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-    from llamafactory.hparams import get_train_args
-    from llamafactory.model import load_tokenizer
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer  # type: ignore[import-not-found]
+    from llamafactory.hparams import get_train_args  # type: ignore[import-not-found]
+    from llamafactory.model import load_tokenizer  # type: ignore[import-not-found]
 
     model_args, data_args, training_args, *_ = get_train_args(llamafactory_arguments(job))
     loaded = load_tokenizer(model_args)
@@ -115,7 +115,7 @@ def read_export(job: dict[str, Any], number: int) -> int:
 
 
 def llamafactory_trains(job: dict[str, Any]) -> dict[str, Any]:
-    from llamafactory.train.tuner import run_exp
+    from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found]
 
     register_template()
     recorded = record()
@@ -134,7 +134,7 @@ def record() -> dict[str, Any]:
     recorded: dict[str, Any] = {"loss": [], "grad_norm": [], "lr": [], "seconds": [], "cpu": []}
     last, last_cpu = 0.0, 0.0
 
-    class Recorder(transformers.TrainerCallback):  # type: ignore[misc]
+    class Recorder(transformers.TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             nonlocal last, last_cpu
             last, last_cpu = time.perf_counter(), time.process_time()
@@ -154,7 +154,8 @@ def record() -> dict[str, Any]:
                 recorded["grad_norm"].append(float(logs["grad_norm"]))
                 recorded["lr"].append(float(logs["learning_rate"]))
 
-    trainer.DEFAULT_CALLBACKS.append(Recorder)
+    defaults: list[Any] = trainer.DEFAULT_CALLBACKS
+    defaults.append(Recorder)
     return recorded
 
 
@@ -383,8 +384,8 @@ def main() -> None:
     if given.side:
         run_side(given.side, given.job)
         return
-    if not given.llamafactory_python:
-        parser.error("--llamafactory-python is needed; this file's first lines say how to make that environment")
+    if not given.llamafactory_python or not Path(given.llamafactory_python).is_file():
+        parser.error("--llamafactory-python PATH is needed; this file's first lines say how to make that environment")
     with tempfile.TemporaryDirectory() as scratch:
         work = (given.out or Path(scratch)).resolve()
         benchmark(
