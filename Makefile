@@ -24,6 +24,8 @@ test-gpu: $(BIN)/.ready  ## those that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
 check: $(BIN)/.ready  ## format, lint, types, docs drift
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/commands.py --check
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 # them cannot put the room in the verb's place.
 import tuyi.evaluate
 import tuyi.predict
-import tuyi.train
+import tuyi.train  # noqa: F401
 
 if TYPE_CHECKING:
     from tuyi.config import load_settings

@@ -41,7 +41,9 @@ def test_visual_tokens_stand_where_the_media_go(qwen3: Any, rows: dict[str, Exam
     for visual, pad, count in ((packed.images, "<|image_pad|>", 5), (packed.videos, "<|video_pad|>", 3)):
         assert visual is not None
         assert len(visual.grids) == count
-        np.testing.assert_array_equal(visual.at, np.flatnonzero(packed.ids == tokenizer.convert_tokens_to_ids(pad)))
+        stands = np.flatnonzero(packed.ids == tokenizer.convert_tokens_to_ids(pad))
+        np.testing.assert_array_equal(np.sort(visual.at), stands)
+        assert visual.grids.tolist() == sorted(visual.grids.tolist()), "equal sizes lie side by side"
         assert len(visual.patches) == visual.grids.prod(1).sum() == 4 * len(visual.at)
         assert visual.patches.dtype == np.uint8
     lone = pack([encoded[2]])

@@ -13,8 +13,8 @@ from PIL import Image as Pillow
 
 from tuyi.data.example import Image, Text, Turn, Video
 from tuyi.errors import OutputError
-from tuyi.evaluate.judge import EvaluateSettings, evaluate
 from tuyi.evaluate.charts import heat_map
+from tuyi.evaluate.judge import EvaluateSettings, evaluate
 from tuyi.evaluate.mistakes import Picture, thumbnail, view
 from tuyi.evaluate.rows import Mistake
 from tuyi.evaluate.scores import Sampling, score

@@ -229,7 +229,9 @@ def test_open_answers_with_pictures_video_and_turns(tmp_path, picture, clip):
 
 
 def test_a_loss_that_is_no_number_names_the_rows(pictures, colours, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("tuyi.train.trainer"), "answer_loss", lambda logits, batch: logits.sum() * float("nan"))
+    monkeypatch.setattr(
+        import_module("tuyi.train.trainer"), "answer_loss", lambda logits, batch: logits.sum() * float("nan")
+    )
     settings = TrainSettings(epochs=1, batch_rows=8, tensorboard=False)
     with pytest.raises(TrainingError, match=r"loss became nan in step 1; its rows: \w+/\d\.png"):
         tuyi.train(pictures, tmp_path / "model", task=colours, settings=settings)
@@ -244,7 +246,9 @@ def test_bad_rows_stop_before_the_weights_load_or_are_named(pictures, colours, t
     (data / "purple").mkdir()
     shutil.copy(data / "red" / "1.png", data / "purple" / "x.png")
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("tuyi.train.fit"), "load_model", lambda *a, **k: pytest.fail("the weights were loaded"))
+        patch.setattr(
+            import_module("tuyi.train.fit"), "load_model", lambda *a, **k: pytest.fail("the weights were loaded")
+        )
         with pytest.raises(DataError, match=r"(?s)2 rows cannot be used.*purple.*0\.png.*--on-bad-row skip"):
             tuyi.train(data, tmp_path / "model", task=colours, settings=TrainSettings(max_steps=1))
     settings = TrainSettings(max_steps=1, tensorboard=False)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tuyi.data.example import Example
+    from tuyi.task import TaskSet
 
 __all__ = ["check"]
 
@@ -19,6 +25,9 @@ def check(
     read: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="How to read: format=…, text=COLUMN, media_root=DIR, …"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Count tokens as this model does; without it text is estimated.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Problems of each kind to print.", min=0)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
@@ -34,7 +43,13 @@ def check(
     from tuyi.task import load_tasks
 
     tasks = load_tasks(task) if task is not None else None
-    report = check_data(data, tasks, against=against or (), options=load_settings(ReadOptions, None, read))
+    report = check_data(
+        data,
+        tasks,
+        against=against or (),
+        options=load_settings(ReadOptions, None, read),
+        length=_counter(tasks, model),
+    )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
     else:
@@ -44,3 +59,18 @@ def check(
             console.print(line, style=style, markup=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def _counter(tasks: TaskSet | None, model: str | None) -> Callable[[Example], int] | None:
+    """Counts the tokens of a row; nothing to count without a task."""
+    if tasks is None:
+        return None
+    if model is None:
+        from tuyi.encode.estimate import estimate_tokens
+
+        return lambda example: estimate_tokens(example, tasks)
+    from tuyi.encode.encoder import Encoder
+    from tuyi.model.load import load_frontend
+
+    frontend = load_frontend(model)
+    return Encoder(frontend.tokenizer, frontend.spec, tasks).unshortened

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
+    from tuyi.evaluate.bootstrap import Interval
     from tuyi.evaluate.judge import Evaluation
 
 __all__ = ["evaluate", "score_table"]
@@ -70,22 +73,18 @@ def score_table(found: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from tuyi.evaluate.bootstrap import Interval
-
-    def cell(score: Interval) -> str:
-        return f"{score.value:.3f}  [dim]{score.low:.3f}–{score.high:.3f}[/dim]"
-
     table = Table(box=box.SIMPLE_HEAD)
-    for name in ("task", "rows", "weighted F1", "accuracy", "macro F1", "majority", "ECE"):
-        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=name != "task")
-    keys = ("weighted_f1", "accuracy", "macro_f1")
+    for name in ("task", "rows", "weighted F1 (interval)", "accuracy", "macro F1", "ECE"):
+        table.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
+
+    def add(name: str, rows: int, scores: Mapping[str, Interval], ece: str) -> None:
+        f1 = scores["weighted_f1"]
+        others = (f"{scores[key].value:.3f}" for key in ("accuracy", "macro_f1"))
+        table.add_row(name, str(rows), f"{f1.value:.3f} ({f1.low:.3f}–{f1.high:.3f})", *others, ece)
+
     for task in found.tasks.values():
         ece = f"{task.calibration.before.ece:.3f}" if task.calibration else "–"
-        majority = f"{task.scores.majority['weighted_f1']:.3f}"
-        table.add_row(
-            task.name, str(task.scores.rows), *(cell(task.scores.metrics[key]) for key in keys), majority, ece
-        )
+        add(task.name, task.scores.rows, task.scores.metrics, ece)
     if len(found.tasks) > 1:
-        rows = sum(task.scores.rows for task in found.tasks.values())
-        table.add_row("[bold]overall[/bold]", str(rows), *(cell(found.overall[key]) for key in keys), "", "")
+        add("overall", sum(task.scores.rows for task in found.tasks.values()), found.overall, "")
     return table

@@ -27,5 +27,5 @@ Read: TypeAlias = Annotated[
 ]
 Set: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as train.lr=1e-5 or budget.max_pixels=200704."),
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting by its dotted name, such as budget.max_pixels=200704."),
 ]

@@ -16,6 +16,7 @@ from tuyi.encode.positions import mrope_positions, time_step
 from tuyi.encode.template import ChatTemplate, Piece
 from tuyi.errors import DataError, Place
 from tuyi.task.catalog import TaskSet
+from tuyi.task.prompt import Prompt
 from tuyi.task.task import Budget, Task
 from tuyi.vision.spec import ImagePatches, VideoPatches, VisionSpec
 
@@ -90,10 +91,10 @@ class Encoder:
         Raises:
             DataError: As :meth:`encode`.
         """
-        task, pieces, answer, fitted = self._prepare(
+        task, prompt, pieces, answer, fitted = self._prepare(
             example, example.label is not None if labelled is None else labelled
         )
-        media = _used(example, fitted)
+        media = _shown(prompt, fitted.parts)
         grids = [self._grid(part, task.budget, fitted.max_pixels) for part in media]
         visual = self._visual_length(media, grids)
         text = sum(len(piece.ids) for piece in pieces)
@@ -113,8 +114,8 @@ class Encoder:
             DataError: The row has no label though one is needed, a label outside the set, media that cannot be
                 read, or no way to fit the budget; with file, row and id.
         """
-        task, pieces, answer, fitted = self._prepare(example, labelled)
-        parts = _used(example, fitted)
+        task, prompt, pieces, answer, fitted = self._prepare(example, labelled)
+        parts = _shown(prompt, fitted.parts)
         patches = [self._patches(part, task.budget, fitted.max_pixels) for part in parts]
         ids: list[int] = []
         supervised: list[bool] = []
@@ -141,8 +142,25 @@ class Encoder:
             notes=fitted.notes,
         )
 
-    def _prepare(self, example: Example, labelled: bool) -> tuple[Task, list[Piece], tuple[int, ...], Fit]:
-        """Task, prompt tokens without their visual ones, answer tokens and the fitted prompt of a row."""
+    def unshortened(self, example: Example) -> int:
+        """Tokens of a row before it gives anything up for its budget, room for the longest label included.
+
+        Raises:
+            DataError: Media that cannot be read.
+        """
+        task = self.tasks.of(example)
+        prompt = task.ask(example)
+        pieces = self._template.pieces((*prompt.history, Turn("user", prompt.parts())))
+        return self._tokens(pieces, _shown(prompt, prompt.parts()), task.budget, task.budget.max_pixels) + (
+            max(map(len, self.labels(task).ids)) if task.labels else 0
+        )
+
+    def _tokens(self, pieces: Sequence[Piece], media: Sequence[Image | Video], budget: Budget, max_pixels: int) -> int:
+        grids = [self._grid(part, budget, max_pixels) for part in media]
+        return sum(len(piece.ids) for piece in pieces) + self._visual_length(media, grids)
+
+    def _prepare(self, example: Example, labelled: bool) -> tuple[Task, Prompt, list[Piece], tuple[int, ...], Fit]:
+        """Task, prompt, its tokens without the visual ones, answer tokens, and what of the prompt fits."""
         place = replace(example.place, id=example.id)
         task = self.tasks.of(example)
         try:
@@ -155,15 +173,12 @@ class Encoder:
                 return self._template.pieces((*prompt.history, Turn("user", parts)))
 
             def length(parts: tuple[Part, ...], pixels: int) -> int:
-                text = sum(len(piece.ids) for piece in pieces(parts))
-                shown = [*_media(part for turn in prompt.history for part in turn.parts), *_media(parts)]
-                grids = [self._grid(part, task.budget, pixels) for part in shown]
-                return text + self._visual_length(shown, grids) + reserved
+                return self._tokens(pieces(parts), _shown(prompt, parts), task.budget, pixels) + reserved
 
             fitted = fit(prompt, task.budget, length, self.spec.factor**2)
         except DataError as error:
             raise error.at(place) from error.__cause__
-        return task, pieces(fitted.parts), answer, fitted
+        return task, prompt, pieces(fitted.parts), answer, fitted
 
     def _answer(self, task: Task, example: Example, place: Place) -> tuple[int, ...]:
         try:
@@ -237,9 +252,9 @@ def _media(parts: Iterable[Part]) -> list[Image | Video]:
     return [part for part in parts if not isinstance(part, Text)]
 
 
-def _used(example: Example, fitted: Fit) -> list[Image | Video]:
-    """The media that a fitted row still shows, history first."""
-    return [*_media(part for turn in example.history for part in turn.parts), *_media(fitted.parts)]
+def _shown(prompt: Prompt, parts: Sequence[Part]) -> list[Image | Video]:
+    """The media of a conversation, those of its history first."""
+    return [*_media(part for turn in prompt.history for part in turn.parts), *_media(parts)]
 
 
 def _visual_tokens(grid: tuple[int, int, int], merge_size: int) -> int:

@@ -163,6 +163,8 @@ def _visual(
     ]
     if not found:
         return None
+    # order in the tower is free; equal sizes side by side are computed together where attention is dense
+    found.sort(key=lambda pair: pair[0].patches.grid)
     return Visual(
         patches=np.concatenate([item.patches.values for item, _ in found]),
         grids=np.asarray([item.patches.grid for item, _ in found], np.int64),

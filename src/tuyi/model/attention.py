@@ -6,10 +6,9 @@ One function is registered with transformers for both towers. Its name contains 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -159,13 +158,54 @@ def _segments(
 def _dense_segments(
     q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scaling: float | None
 ) -> Tensor:
-    """The same with dense attention, neighbouring segments of equal length computed together."""
-    runs = [(length, len(list(run))) for length, run in groupby(lengths)]
-    outs = []
-    for (length, count), *parts in zip(runs, *(x.split([length * count for length, count in runs]) for x in (q, k, v))):
-        heads = [x.reshape(count, length, *x.shape[1:]).transpose(1, 2) for x in parts]
-        outs.append(_sdpa(*heads, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1))
-    return torch.cat(outs)
+    """The same with dense attention, neighbouring segments computed together.
+
+    Segments of equal length stack as they are. Causal ones of nearly equal length are filled up at their end, where
+    nothing that counts can see the filling.
+    """
+    outs, at = [], 0
+    for run in _runs(lengths, causal):
+        begin, at = at, at + sum(run)
+        parts = [x[begin:at] for x in (q, k, v)]
+        index = None if run[0] == run[-1] == max(run) else _fill(run, q.device)
+        if index is not None:
+            parts = [x.index_select(0, index) for x in parts]
+        heads = [x.reshape(len(run), max(run), *x.shape[1:]).transpose(1, 2) for x in parts]
+        out = _sdpa(*heads, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1)
+        outs.append(out if index is None else out.index_select(0, _unfill(run, q.device)))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+_WASTE = 1.5  # how much more a filled-up run may compute than its segments alone
+
+
+def _runs(lengths: Sequence[int], causal: bool) -> Iterator[list[int]]:
+    """Neighbouring segments to compute together."""
+    run: list[int] = []
+    for length in lengths:
+        grown = [*run, length]
+        if run and (
+            length != run[0] if not causal else len(grown) * max(grown) ** 2 > _WASTE * sum(n * n for n in grown)
+        ):
+            yield run
+            grown = [length]
+        run = grown
+    if run:
+        yield run
+
+
+def _fill(run: Sequence[int], device: torch.device) -> Tensor:
+    """For each place of the filled-up segments the token that stands there; the first one in the filling."""
+    lengths = torch.tensor(run)
+    place = torch.arange(max(run))
+    token = (lengths.cumsum(0) - lengths)[:, None] + place
+    return torch.where(place < lengths[:, None], token, 0).flatten().to(device)
+
+
+def _unfill(run: Sequence[int], device: torch.device) -> Tensor:
+    """For each token its place in the filled-up segments."""
+    lengths = torch.tensor(run)
+    return torch.arange(len(run) * max(run)).view(len(run), -1)[torch.arange(max(run)) < lengths[:, None]].to(device)
 
 
 def _branch_attention(

@@ -10,6 +10,7 @@ from typing import Any
 
 from tuyi.errors import ModelError
 from tuyi.model.folder import FolderInfo, read_info
+from tuyi.model.quiet import no_progress_bars
 from tuyi.model.tiny import NAMES
 from tuyi.vision.spec import VisionSpec
 
@@ -145,7 +146,8 @@ def _pretrained(name: str, dtype: Any) -> Any:
     from transformers import AutoModelForImageTextToText
 
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        with no_progress_bars():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights of model {name} cannot be loaded: {_first_line(error)}") from error
     hf, report = loaded

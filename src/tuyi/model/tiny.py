@@ -118,7 +118,7 @@ def _config(family: str, tokenizer: Any) -> Any:
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
-        "intermediate_size": 384,
+        "intermediate_size": 256,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

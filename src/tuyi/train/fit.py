@@ -118,6 +118,7 @@ def fit(given: Fitting) -> Fitted:
     learning, everything = count(learner)
     console.print(_headline(given, settings, plan, learning, everything, str(arguments.device)), highlight=False)
     log = given.out / "loss.jsonl"
+    teller = Teller(log, steps, console)
     trainer = PackTrainer(
         steps=steps,
         spec=model.spec,
@@ -125,7 +126,7 @@ def fit(given: Fitting) -> Fitted:
         model=learner,
         args=arguments,
         processing_class=given.frontend.processor,
-        callbacks=_callbacks(Teller(log, steps, console), settings, given, writes=arguments.should_save),
+        callbacks=_callbacks(teller, settings, given, writes=arguments.should_save),
     )
     trainer.remove_callback(PrinterCallback)  # ours tells the same
     checkpoint = last_checkpoint(checkpoints) if given.resume else None
@@ -135,7 +136,10 @@ def fit(given: Fitting) -> Fitted:
         )
     begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        teller.close()
     seconds = time.perf_counter() - started
     entries = read_log(log)
     losses = [entry["loss"] for entry in entries if "loss" in entry]

@@ -42,27 +42,28 @@ class Teller(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._rows += self._steps.rows_in(state.global_step - 1)
-        rate = self._rows / (time.perf_counter() - self._started)
-        epoch = self._steps.epoch_at(state.global_step)
         if self._bar is not None:
-            self._bar.update(
-                self._task,
-                completed=state.global_step,
-                description=f"loss {self._loss:.4f}  {rate:.1f} rows/s  epoch {epoch:.2f}",
-            )
-        elif state.global_step % max(1, state.max_steps // 10) == 0 or state.global_step == state.max_steps:
-            left = (state.max_steps - state.global_step) * (time.perf_counter() - self._started)
-            left /= state.global_step - self._begin
-            self._console.print(
-                f"step {state.global_step}/{state.max_steps}  epoch {epoch:.2f}  loss {self._loss:.4f}  "
-                f"{rate:.1f} rows/s  {left:.0f} s left",
-                highlight=False,
-            )
+            rate = self._rows / (time.perf_counter() - self._started)
+            told = f"loss {self._loss:.4f}  {rate:.1f} rows/s  epoch {self._steps.epoch_at(state.global_step):.2f}"
+            self._bar.update(self._task, completed=state.global_step, description=told)
+
+    def _tell(self, state: Any) -> None:
+        """One line, where there is no terminal to draw a bar on."""
+        seconds = time.perf_counter() - self._started
+        left = (state.max_steps - state.global_step) * seconds / (state.global_step - self._begin)
+        self._console.print(
+            f"step {state.global_step}/{state.max_steps}  epoch {self._steps.epoch_at(state.global_step):.2f}  "
+            f"loss {self._loss:.4f}  {self._rows / seconds:.1f} rows/s  {left:.0f} s left",
+            highlight=False,
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
         if "loss" in logs:
             self._loss = float(logs["loss"])
+            tenth = max(1, state.max_steps // 10)
+            if self._bar is None and (state.global_step % tenth == 0 or state.global_step == state.max_steps):
+                self._tell(state)
         entry = {
             key: value
             for key, value in logs.items()
@@ -72,7 +73,8 @@ class Teller(TrainerCallback):
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **entry}) + "\n")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def close(self) -> None:
+        """Give the terminal back; also after a run that was stopped."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -94,7 +94,9 @@ def train(
         TrainingError: The loss stopped being a number.
     """
     from tuyi.model.load import load_frontend, peek
+    from tuyi.model.quiet import no_progress_bars
     from tuyi.train.fit import Fitting, fit
+    from tuyi.train.save import save_model
 
     settings, out = settings or TrainSettings(), Path(out)
     info = peek(model)
@@ -113,17 +115,16 @@ def train(
     checked = _look(scan(valid, options), encoder, on_bad_row, valid) if valid else None
     if checked is not None and any(not one.answer.is_plain for one in tasks):
         raise ConfigError("validation by label scoring needs tasks that answer with a label alone; leave --valid out")
-    result = fit(Fitting(frontend, encoder, rows, checked, settings, out, resume, console))
-    from tuyi.train.save import save_model
-
-    folder = FolderInfo(
-        tasks=tasks,
-        base_model=info.base_model if info else model,
-        versions=versions(),
-        settings=result.settings.model_dump(mode="json"),
-        scores=result.scores,
-    )
-    save_model(result.trainer, result.base, out, folder)
+    with no_progress_bars():
+        result = fit(Fitting(frontend, encoder, rows, checked, settings, out, resume, console))
+        folder = FolderInfo(
+            tasks=tasks,
+            base_model=info.base_model if info else model,
+            versions=versions(),
+            settings=result.settings.model_dump(mode="json"),
+            scores=result.scores,
+        )
+        save_model(result.trainer, result.base, out, folder)
     return TrainSummary(
         out=out,
         steps=result.steps,
