@@ -7,12 +7,13 @@ given both halves uses both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tuyi.data.example import Example, Part, Text
+from tuyi.data.example import Example, Image, Part, Text
 from tuyi.task.catalog import TaskSet
 from tuyi.task.task import Task
 
@@ -59,14 +60,19 @@ def _text(parts: Sequence[Part]) -> str:
 
 def _pixels(parts: Sequence[Part]) -> NDArray[np.float32]:
     """Mean thumbnail of the row's pictures; black where it has none."""
-    from tuyi.data.example import Image
-    from tuyi.vision.image import load_rgb
-
-    small = [np.asarray(load_rgb(part).resize(_SIDE), np.float32) / 255 for part in parts if isinstance(part, Image)]
-    thumbnail: NDArray[np.float32] = np.zeros((_SIDE[1], _SIDE[0], 3), np.float32)
+    small = [_thumbnail(part.source) for part in parts if isinstance(part, Image) and isinstance(part.source, Path)]
+    mean: NDArray[np.float32] = np.zeros((_SIDE[1], _SIDE[0], 3), np.float32)
     for picture in small:
-        thumbnail += picture / len(small)
-    return thumbnail.ravel()
+        mean += picture / len(small)
+    return mean.ravel()
+
+
+def _thumbnail(file: Path) -> NDArray[np.float32]:
+    from PIL import Image as Pillow
+
+    with Pillow.open(file) as picture:
+        picture.draft("RGB", (4 * _SIDE[0], 4 * _SIDE[1]))  # JPEG decodes to a fraction of its size at once
+        return np.asarray(picture.resize(_SIDE), np.float32) / 255
 
 
 def _text_model() -> Any:

@@ -22,7 +22,7 @@ def settings(seed: int) -> Any:
     """How the demo trains."""
     from tuyi.train.settings import TrainSettings
 
-    return TrainSettings(epochs=5, batch_rows=16, lr=1e-3, warmup=0.05, weight_decay=0.01, pack_tokens=8192, seed=seed)
+    return TrainSettings(epochs=6, batch_rows=16, lr=1e-3, warmup=0.05, weight_decay=0.01, pack_tokens=8192, seed=seed)
 
 
 def demo(

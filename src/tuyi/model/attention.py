@@ -167,7 +167,7 @@ def _dense_segments(
     for run in _runs(lengths, causal):
         begin, at = at, at + sum(run)
         parts = [x[begin:at] for x in (q, k, v)]
-        index = None if run[0] == run[-1] == max(run) else _fill(run, q.device)
+        index = None if min(run) == max(run) else _fill(run, q.device)
         if index is not None:
             parts = [x.index_select(0, index) for x in parts]
         heads = [x.reshape(len(run), max(run), *x.shape[1:]).transpose(1, 2) for x in parts]

@@ -102,10 +102,13 @@ def adapt(model: Any, spec: VisionSpec) -> None:
     visual.patch_embed.forward = MethodType(_embed_patches, visual.patch_embed)
     visual.patch_embed.proj.forward = MethodType(_project, visual.patch_embed.proj)
     visual.patch_embed.proj.tuyi_spec = spec
+    last = model.model.language_model.layers[-1].mlp
+    last.forward = MethodType(_mlp_where_read, last)
     model.forward = MethodType(_forward, model)
 
 
 def _forward(self: Any, batch: Batch, head: bool = True) -> Tensor:
+    self.model.language_model.layers[-1].mlp.tuyi_keep = batch.keep
     hidden_KD = _hidden_states(self, batch)[batch.keep]
     logits_KV: Tensor = self.lm_head(hidden_KD).float() if head else hidden_KD
     return logits_KV
@@ -136,6 +139,13 @@ def _hidden_states(model: Any, batch: Batch) -> Tensor:
     )
     hidden_TD: Tensor = out.last_hidden_state[0]
     return hidden_TD
+
+
+def _mlp_where_read(self: Any, hidden_1TD: Tensor) -> Tensor:
+    """The last layer's MLP, only at the tokens whose hidden state goes on to the head; nothing reads the others."""
+    keep: Tensor = self.tuyi_keep
+    read_1KD = type(self).forward(self, hidden_1TD[:, keep])
+    return torch.zeros_like(hidden_1TD, dtype=read_1KD.dtype).index_copy(1, keep, read_1KD)
 
 
 def _embed_patches(self: Any, values: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ _TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _MROPE = [4, 6, 6]
-_SPREAD = 0.08
+_SPREAD = 0.09
 """Standard deviation of the random weights: at this width the usual 0.02 leaves attention even for too long."""
 
 
