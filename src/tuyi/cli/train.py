@@ -30,12 +30,13 @@ def train(
     from rich.console import Console
 
     from tuyi.config import load_settings
+    from tuyi.train.process import first_process
     from tuyi.train.run import train as train_model
     from tuyi.train.settings import TrainRun
 
     given = {"data": data, "out": out, "task": task, "model": model, "valid": valid}
     run = load_settings(TrainRun, config, [*(set_ or ()), *(f"read.{item}" for item in read or ())], **given)
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not first_process())
     done = train_model(
         run.data,
         run.out,

@@ -46,7 +46,7 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
         adam_beta2=settings.betas[1],
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.precision == "bf16",
-        use_cpu=not gpu,
+        use_cpu=not gpu and settings.deepspeed is None,  # DeepSpeed chooses its own device
         seed=settings.seed,
         dataloader_num_workers=workers if workers is not None else _workers(gpu),
         logging_steps=settings.log_steps,

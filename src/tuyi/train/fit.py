@@ -15,6 +15,7 @@ from tuyi.model.load import Frontend, Model, load_model
 from tuyi.model.tiny import NAMES
 from tuyi.train.arguments import resolve, training_arguments
 from tuyi.train.plan import Plan
+from tuyi.train.process import rank_and_world
 from tuyi.train.settings import TrainSettings
 
 __all__ = ["Fitted", "Fitting", "fit"]
@@ -93,6 +94,7 @@ def fit(given: Fitting) -> Fitted:
     )
     checkpoints = given.out / "checkpoints"
     arguments = training_arguments(settings, checkpoints, plan.steps, validated=given.valid is not None, gpu=gpu)
+    rank, world = rank_and_world()
     lora = settings.method == "lora"
     dtype = "bfloat16" if lora and settings.precision == "bf16" else "float32"
 
@@ -110,8 +112,8 @@ def fit(given: Fitting) -> Fitted:
         given.rows,
         given.encoder,
         plan,
-        rank=arguments.process_index,
-        world=arguments.world_size,
+        rank=rank,
+        world=world,
         pack_tokens=settings.pack_tokens,
         keep=arguments.dataloader_num_workers == 0,
     )
@@ -126,7 +128,7 @@ def fit(given: Fitting) -> Fitted:
         model=learner,
         args=arguments,
         processing_class=given.frontend.processor,
-        callbacks=_callbacks(teller, settings, given, writes=arguments.should_save),
+        callbacks=_callbacks(teller, settings, given, writes=rank == 0),
     )
     trainer.remove_callback(PrinterCallback)  # ours tells the same
     checkpoint = last_checkpoint(checkpoints) if given.resume else None
@@ -143,7 +145,7 @@ def fit(given: Fitting) -> Fitted:
     seconds = time.perf_counter() - started
     entries = read_log(log)
     losses = [entry["loss"] for entry in entries if "loss" in entry]
-    if arguments.should_save:
+    if rank == 0:
         plot_loss(log, given.out / "loss.png")
     tail = losses[-max(1, len(losses) // 10) :]
     return Fitted(

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tuyi.model.folder import FolderInfo, write_info
+from tuyi.model.folder import FILE, FolderInfo, write_info
+from tuyi.train.process import first_process, wait_for_all
 
 __all__ = ["save_model"]
 
@@ -22,8 +23,9 @@ def save_model(trainer: Any, base: Any, out: Path, info: FolderInfo) -> None:
         info: What ``tuyi.json`` will say.
     """
     part = out / ".saving"
-    if trainer.args.should_save:
+    if first_process():
         shutil.rmtree(part, ignore_errors=True)
+    wait_for_all()
     if base is None:
         if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
             import torch
@@ -32,17 +34,17 @@ def save_model(trainer: Any, base: Any, out: Path, info: FolderInfo) -> None:
         trainer.save_model(str(part))
     else:
         trainer.save_model(str(out / "adapter"))
-        if trainer.args.should_save:
+        if first_process():
             from peft import PeftModel
 
             merged = PeftModel.from_pretrained(base(), str(out / "adapter")).merge_and_unload()
             merged.save_pretrained(part)
             trainer.processing_class.save_pretrained(part)
-    if trainer.args.should_save:
+    wait_for_all()
+    if first_process():
         (part / "training_args.bin").unlink(missing_ok=True)
         write_info(part, info)
-        for file in sorted(
-            part.iterdir(), key=lambda path: path.name == "tuyi.json"
-        ):  # tuyi.json last: then it is whole
+        # tuyi.json last: a folder that has it is whole
+        for file in sorted(part.iterdir(), key=lambda path: path.name == FILE):
             os.replace(file, out / file.name)
         part.rmdir()

@@ -18,6 +18,7 @@ from transformers import Trainer
 from tuyi.encode.pack import Pack
 from tuyi.errors import TrainingError
 from tuyi.model.forward import Batch, to_device
+from tuyi.train.process import rank_and_world
 from tuyi.train.steps import Steps
 from tuyi.vision.spec import VisionSpec
 
@@ -61,7 +62,7 @@ class PackTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Gradients of one step: the weighted mean over its supervised tokens, however they are packed and spread."""
         model.train()
-        world = self.args.world_size
+        _, world = rank_and_world()
         scale = world / max(self._steps.weight(self.state.global_step), 1e-12)
         total = torch.zeros((), device=self.args.device)
         state = self.accelerator.gradient_state
