@@ -74,12 +74,13 @@ def fit(given: Fitting) -> Fitted:
     """
     import torch
     from rich.console import Console
-    from transformers import PrinterCallback, set_seed
+    from transformers import PrinterCallback
 
     from tuyi.train.progress import Teller, plot_loss, read_log
     from tuyi.train.steps import Steps
-    from tuyi.train.trainable import add_lora, count, freeze_parts
+    from tuyi.train.trainable import count
     from tuyi.train.trainer import PackTrainer, last_checkpoint
+    from tuyi.train.validate import validation
 
     gpu = torch.cuda.is_available()
     settings = resolve(given.settings, builtin=given.frontend.name in NAMES, gpu=gpu)
@@ -102,12 +103,7 @@ def fit(given: Fitting) -> Fitted:
         return load_model(given.frontend, device=str(arguments.device), dtype=dtype, seed=settings.seed)
 
     model = base()
-    assert settings.freeze is not None
-    freeze_parts(model.hf, settings.freeze)
-    set_seed(settings.seed)
-    learner = add_lora(model.hf, settings.lora, settings.freeze) if lora else model.hf
-    if settings.gradient_checkpointing:
-        model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    learner = _learner(model, settings)
     steps = Steps(
         given.rows,
         given.encoder,
@@ -124,7 +120,7 @@ def fit(given: Fitting) -> Fitted:
     trainer = PackTrainer(
         steps=steps,
         spec=model.spec,
-        evaluation=_evaluation(model, given) if given.valid is not None else None,
+        evaluation=validation(model, given.encoder, given.valid, settings.pack_tokens) if given.valid else None,
         model=learner,
         args=arguments,
         processing_class=given.frontend.processor,
@@ -133,16 +129,14 @@ def fit(given: Fitting) -> Fitted:
     trainer.remove_callback(PrinterCallback)  # ours tells the same
     checkpoint = last_checkpoint(checkpoints) if given.resume else None
     if given.resume:
-        console.print(
-            f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting from the first step"
-        )
-    begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+        console.print(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting anew")
     started = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         teller.close()
     seconds = time.perf_counter() - started
+    begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     entries = read_log(log)
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     if rank == 0:
@@ -158,6 +152,20 @@ def fit(given: Fitting) -> Fitted:
         scores=_best(entries, settings),
         settings=settings,
     )
+
+
+def _learner(model: Model, settings: TrainSettings) -> Any:
+    """The model with its frozen parts, or its adapters, as the trainer gets it."""
+    from transformers import set_seed
+
+    from tuyi.train.trainable import add_lora, freeze_parts
+
+    assert settings.freeze is not None, "settings are resolved first"
+    freeze_parts(model.hf, settings.freeze)
+    if settings.gradient_checkpointing:
+        model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+    set_seed(settings.seed)
+    return add_lora(model.hf, settings.lora, settings.freeze) if settings.method == "lora" else model.hf
 
 
 def _headline(given: Fitting, settings: TrainSettings, plan: Plan, learning: int, everything: int, device: str) -> str:
@@ -186,41 +194,6 @@ def _callbacks(teller: Any, settings: TrainSettings, given: Fitting, *, writes: 
             raise ConfigError("early_stop needs validation rows (--valid) and keep_best")
         callbacks.append(EarlyStoppingCallback(settings.early_stop))
     return callbacks
-
-
-def _evaluation(model: Model, given: Fitting) -> Callable[[], dict[str, float]]:
-    """Scores of the validation rows with the weights as they are.
-
-    Every process scores every row: where weights are sharded, all have to run the same passes anyway.
-    """
-    from sklearn.metrics import accuracy_score, f1_score
-
-    from tuyi.predict.local import LocalEngine
-
-    valid = given.valid
-    assert valid is not None
-    tasks = given.encoder.tasks
-    gold: dict[str, tuple[str, str]] = {}
-    for row in valid.rows:
-        task = tasks.of(row)
-        assert task.labels is not None
-        assert row.label is not None
-        gold[row.id] = (task.name, task.labels.canonical(row.label))
-    engine = LocalEngine(model, given.encoder, pack_tokens=given.settings.pack_tokens, workers=2)
-
-    def evaluate() -> dict[str, float]:
-        model.hf.eval()
-        found = {one.id: one.label for many in engine.predict(zip(valid.rows, valid.tokens)) for one in many}
-        scores: dict[str, float] = {}
-        for name in sorted({task for task, _ in gold.values()}):
-            ids = [row for row, (task, _) in gold.items() if task == name]
-            true, guess = [gold[row][1] for row in ids], [found[row] for row in ids]
-            scores[f"eval_{name}_weighted_f1"] = float(f1_score(true, guess, average="weighted", zero_division=0))
-            scores[f"eval_{name}_accuracy"] = float(accuracy_score(true, guess))
-        f1s = [score for key, score in scores.items() if key.endswith("_weighted_f1")]
-        return {"eval_weighted_f1": sum(f1s) / len(f1s), **scores}
-
-    return evaluate
 
 
 def _best(entries: list[dict[str, Any]], settings: TrainSettings) -> dict[str, float]:

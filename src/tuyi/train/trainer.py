@@ -121,8 +121,9 @@ class PackTrainer(Trainer):
         transformers' own way matches names loosely, and those of a saved Qwen2-VL differ from those in memory: it would
         go on from the untrained weights without a word.
         """
-        saved = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict(), strict=True)
+        model: Any = self.model
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict(), strict=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
