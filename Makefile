@@ -15,7 +15,7 @@ demo: $(BIN)/.ready  ## train, predict and judge a model on the built-in sample;
 	$(BIN)/tuyi demo --out $(or $(OUT),demo)
 
 test: $(BIN)/.ready  ## the tests that every change must pass
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: $(BIN)/.ready  ## also the slow ones
 	$(BIN)/python -m pytest -m "not gpu"

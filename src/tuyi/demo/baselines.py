@@ -72,7 +72,7 @@ def _thumbnail(file: Path) -> NDArray[np.float32]:
 
     with Pillow.open(file) as picture:
         picture.draft("RGB", (4 * _SIDE[0], 4 * _SIDE[1]))  # JPEG decodes to a fraction of its size at once
-        return np.asarray(picture.resize(_SIDE), np.float32) / 255
+        return np.asarray(picture.resize(_SIDE), np.float32) / np.float32(255)
 
 
 def _text_model() -> Any:
