@@ -1,9 +1,9 @@
 """Write scikit-learn's handwritten digits as a folder per label, 80 % to train on and 20 % held out.
 
-    python examples/digits/prepare.py digits
-    tuyi train digits/train --task examples/digits/task.yaml --config examples/digits/run.yaml --out digits/model
-    tuyi predict digits/model digits/test --out digits/pred.jsonl
-    tuyi evaluate digits/pred.jsonl digits/test --out digits
+python examples/digits/prepare.py digits
+tuyi train digits/train --task examples/digits/task.yaml --config examples/digits/run.yaml --out digits/model
+tuyi predict digits/model digits/test --out digits/pred.jsonl
+tuyi evaluate digits/pred.jsonl digits/test --out digits
 """
 
 from __future__ import annotations
