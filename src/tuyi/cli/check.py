@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuyi.cli.options import Read
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,10 +24,7 @@ def check(
     against: Annotated[
         list[Path] | None, typer.Option(help="File that must share no picture or text with DATA; may be repeated.")
     ] = None,
-    read: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How to read: format=…, text=COLUMN, media_root=DIR, …"),
-    ] = None,
+    read: Read = None,
     model: Annotated[
         str | None, typer.Option(help="Count tokens as this model does; without it text is estimated.")
     ] = None,

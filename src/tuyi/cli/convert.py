@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tuyi.cli.options import Read
+
 __all__ = ["convert"]
 
 
@@ -23,10 +25,7 @@ def convert(
     data: Annotated[Path, typer.Argument(help="Data file, or a folder per label.")],
     out: Annotated[Path, typer.Argument(help="File to write: .json, for messages .jsonl.")],
     to: Annotated[OutputFormat, typer.Option(help="Format to write; sharegpt brings its dataset_info.json.")],
-    read: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How to read: format=…, text=COLUMN, media_root=DIR, …"),
-    ] = None,
+    read: Read = None,
     copy_media: Annotated[bool, typer.Option("--copy-media", help="Copy pictures and videos beside OUT.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT where it is there.")] = False,
 ) -> None:

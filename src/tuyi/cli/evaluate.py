@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuyi.cli.options import Read
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -30,10 +32,7 @@ def evaluate(
     keep_calibration: Annotated[
         bool, typer.Option(help="Write the fitted temperatures into the model folder; later predictions use them.")
     ] = False,
-    read: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How to read DATA: format=…, text=COLUMN, media_root=DIR, …"),
-    ] = None,
+    read: Read = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as resamples=5000.")
     ] = None,

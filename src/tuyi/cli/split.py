@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tuyi.cli.options import Read
+
 if TYPE_CHECKING:
     from tuyi.data import SplitReport
 
@@ -19,10 +21,7 @@ def split(
     parts: Annotated[str, typer.Option(help="Names and shares.")] = "train=0.8,test=0.2",
     seed: Annotated[int, typer.Option(help="Another seed, another division.")] = 0,
     task: Annotated[str | None, typer.Option(help="Built-in task or YAML file that tells the rows' tasks.")] = None,
-    read: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How to read: format=…, text=COLUMN, media_root=DIR, …"),
-    ] = None,
+    read: Read = None,
     copy_media: Annotated[bool, typer.Option("--copy-media", help="Copy pictures and videos into OUT_DIR.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -56,6 +56,22 @@ class Length:
     supervised: int
 
 
+Grid: TypeAlias = tuple[int, int, int]
+"""(t, h, w) in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row before its pixels are read: prompt tokens but for the visual ones, answer tokens, what fits, its media."""
+
+    task: Task
+    pieces: list[Piece]
+    answer: tuple[int, ...]
+    fitted: Fit
+    media: list[Image | Video]
+    grids: list[Grid]
+
+
 class Encoder:
     """Encodes examples for one model and its tasks.
 
@@ -91,17 +107,12 @@ class Encoder:
         Raises:
             DataError: As :meth:`encode`.
         """
-        task, prompt, pieces, answer, fitted = self._prepare(
-            example, example.label is not None if labelled is None else labelled
-        )
-        media = _shown(prompt, fitted.parts)
-        grids = [self._grid(part, task.budget, fitted.max_pixels) for part in media]
-        visual = self._visual_length(media, grids)
-        text = sum(len(piece.ids) for piece in pieces)
-        supervised = len(answer) + (
-            sum(len(piece.ids) for piece in pieces if piece.answer) if task.labels is None else 0
-        )
-        return Length(text + visual + len(answer), sum(t * h * w for t, h, w in grids), supervised)
+        row = self._prepare(example, example.label is not None if labelled is None else labelled)
+        tokens = self._tokens(row.pieces, row.media, row.grids) + len(row.answer)
+        supervised = len(row.answer)
+        if row.task.labels is None:
+            supervised += sum(len(piece.ids) for piece in row.pieces if piece.answer)
+        return Length(tokens, sum(t * h * w for t, h, w in row.grids), supervised)
 
     def encode(self, example: Example, *, labelled: bool) -> Encoded:
         """The row as model input.
@@ -114,32 +125,32 @@ class Encoder:
             DataError: The row has no label though one is needed, a label outside the set, media that cannot be
                 read, or no way to fit the budget; with file, row and id.
         """
-        task, prompt, pieces, answer, fitted = self._prepare(example, labelled)
-        parts = _shown(prompt, fitted.parts)
-        patches = [self._patches(part, task.budget, fitted.max_pixels) for part in parts]
+        row = self._prepare(example, labelled)
+        is_open = row.task.labels is None
+        patches = [self._patches(part, row.task.budget, row.fitted.max_pixels) for part in row.media]
         ids: list[int] = []
         supervised: list[bool] = []
         media: list[Media] = []
-        for piece in pieces:
+        for piece in row.pieces:
             if piece.media is None:
                 ids.extend(piece.ids)
-                supervised.extend([piece.answer and task.labels is None] * len(piece.ids))
+                supervised.extend([piece.answer and is_open] * len(piece.ids))
                 continue
             visual, spans = self._visual(patches[piece.media], len(ids))
             media.append(Media(patches[piece.media], spans))
             ids.extend(visual)
             supervised.extend([False] * len(visual))
-        ids.extend(answer)
-        supervised.extend([True] * len(answer))
+        ids.extend(row.answer)
+        supervised.extend([True] * len(row.answer))
         return Encoded(
             id=example.id,
-            task=task.name,
+            task=row.task.name,
             ids=np.asarray(ids, np.int32),
             supervised=np.asarray(supervised, bool),
             positions=mrope_positions(len(ids), self._blocks(media), self.spec.merge_size),
             media=tuple(media),
             weight=example.weight,
-            notes=fitted.notes,
+            notes=row.fitted.notes,
         )
 
     def unshortened(self, example: Example) -> int:
@@ -151,34 +162,44 @@ class Encoder:
         task = self.tasks.of(example)
         prompt = task.ask(example)
         pieces = self._template.pieces((*prompt.history, Turn("user", prompt.parts())))
-        return self._tokens(pieces, _shown(prompt, prompt.parts()), task.budget, task.budget.max_pixels) + (
-            max(map(len, self.labels(task).ids)) if task.labels else 0
-        )
+        media = _shown(prompt, prompt.parts())
+        grids = [self._grid(part, task.budget, task.budget.max_pixels) for part in media]
+        return self._tokens(pieces, media, grids) + self._longest_label(task)
 
-    def _tokens(self, pieces: Sequence[Piece], media: Sequence[Image | Video], budget: Budget, max_pixels: int) -> int:
-        grids = [self._grid(part, budget, max_pixels) for part in media]
+    def _longest_label(self, task: Task) -> int:
+        """Tokens of the longest label; none for an open task."""
+        return max(map(len, self.labels(task).ids)) if task.labels else 0
+
+    def _tokens(self, pieces: Sequence[Piece], media: Sequence[Image | Video], grids: Sequence[Grid]) -> int:
         return sum(len(piece.ids) for piece in pieces) + self._visual_length(media, grids)
 
-    def _prepare(self, example: Example, labelled: bool) -> tuple[Task, Prompt, list[Piece], tuple[int, ...], Fit]:
-        """Task, prompt, its tokens without the visual ones, answer tokens, and what of the prompt fits."""
+    def _prepare(self, example: Example, labelled: bool) -> _Row:
+        """All of a row but its pixels; each file's header is read once."""
         place = replace(example.place, id=example.id)
         task = self.tasks.of(example)
         try:
             answer = self._answer(task, example, place) if labelled else ()
-            reserved = len(answer) or (max(map(len, self.labels(task).ids)) if task.labels else 0)
+            reserved = len(answer) or self._longest_label(task)
             prompt = task.ask(example)
 
             @cache
             def pieces(parts: tuple[Part, ...]) -> list[Piece]:
                 return self._template.pieces((*prompt.history, Turn("user", parts)))
 
+            @cache
+            def grid(part: Image | Video, pixels: int) -> Grid:
+                return self._grid(part, task.budget, pixels)
+
             def length(parts: tuple[Part, ...], pixels: int) -> int:
-                return self._tokens(pieces(parts), _shown(prompt, parts), task.budget, pixels) + reserved
+                media = _shown(prompt, parts)
+                return self._tokens(pieces(parts), media, [grid(part, pixels) for part in media]) + reserved
 
             fitted = fit(prompt, task.budget, length, self.spec.factor**2)
         except DataError as error:
             raise error.at(place) from error.__cause__
-        return task, prompt, pieces(fitted.parts), answer, fitted
+        media = _shown(prompt, fitted.parts)
+        grids = [grid(part, fitted.max_pixels) for part in media]
+        return _Row(task, pieces(fitted.parts), answer, fitted, media, grids)
 
     def _answer(self, task: Task, example: Example, place: Place) -> tuple[int, ...]:
         try:
