@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-gpu check docs lock clean
+.PHONY: demo test test-all test-gpu bench check docs lock clean
 
 $(BIN)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "tuyi needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -22,6 +22,10 @@ test-all: $(BIN)/.ready  ## also the slow ones
 
 test-gpu: $(BIN)/.ready  ## those that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench: $(BIN)/.ready  ## both benchmarks of prediction at tiny size; a minute on two cores
+	$(BIN)/python benchmarks/vision.py --tiny
+	$(BIN)/python benchmarks/predict.py --tiny
 
 check: $(BIN)/.ready  ## format, lint, types, docs drift
 	$(BIN)/ruff format --check .

@@ -52,7 +52,7 @@ TEXTS = [
 class Twin:
     """A tiny model, and transformers' own model and processor with the same weights, never adapted.
 
-    The processor has the Pillow backend, whose pixels are ours; its video frames come sampled and resized.
+    The processor has its default backend, whose pixels are ours; its video frames come sampled and resized.
     """
 
     model: Model
@@ -154,7 +154,7 @@ def _twin(family: str, tasks: TaskSet) -> Twin:
     import copy
 
     from transformers import AutoModelForImageTextToText
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
     from tuyi.encode.encoder import Encoder
     from tuyi.model.load import load_frontend, load_model
@@ -168,7 +168,7 @@ def _twin(family: str, tasks: TaskSet) -> Twin:
     theirs = frontend.processor
     pixels = {"shortest_edge": BUDGET["min_pixels"], "longest_edge": BUDGET["max_pixels"]}
     spec = frontend.spec
-    images = Qwen2VLImageProcessorPil(
+    images = Qwen2VLImageProcessor(
         patch_size=spec.patch_size, image_mean=list(spec.mean), image_std=list(spec.std), size=pixels
     )
     processor = type(theirs)(

@@ -21,14 +21,25 @@ import tuyi
 from tuyi.cli import app
 from tuyi.data.options import ReadOptions, Tags
 from tuyi.evaluate.judge import EvaluateSettings
+from tuyi.predict.api import ApiSettings
 from tuyi.predict.prediction import Prediction
 from tuyi.predict.run import PredictSettings
+from tuyi.predict.vllm import VllmSettings
 from tuyi.task.catalog import load_tasks
 from tuyi.task.task import Budget
 from tuyi.train.settings import Freeze, LoraSettings, TrainRun, TrainSettings
 
 ROOT = Path(__file__).parents[1]
-TRANSLATED = ("data.md", "evaluation.md", "prediction.md", "quickstart.md", "tasks.md", "training.md")
+TRANSLATED = (
+    "data.md",
+    "engines.md",
+    "evaluation.md",
+    "many-gpus.md",
+    "prediction.md",
+    "quickstart.md",
+    "tasks.md",
+    "training.md",
+)
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -140,7 +151,11 @@ def test_settings_on_command_lines_exist() -> None:
     known = {
         "train": {*TrainSettings.model_fields, *(f"freeze.{name}" for name in Freeze.model_fields)},
         "budget": set(Budget.model_fields),
-        "predict": set(PredictSettings.model_fields),
+        "predict": {
+            *PredictSettings.model_fields,
+            *(f"api.{name}" for name in ApiSettings.model_fields),
+            *(f"vllm.{name}" for name in VllmSettings.model_fields),
+        },
     }
     seen = 0
     for block in all_blocks("bash"):
@@ -241,6 +256,8 @@ def test_prediction_examples_are_predictions() -> None:
         (LoraSettings, "training.md"),
         (Freeze, "training.md"),
         (PredictSettings, "prediction.md"),
+        (ApiSettings, "engines.md"),
+        (VllmSettings, "engines.md"),
         (EvaluateSettings, "evaluation.md"),
         (Budget, "tasks.md"),
         (ReadOptions, "data.md"),
@@ -275,7 +292,7 @@ def test_every_tag_is_said(folder: str) -> None:
 def test_both_languages_give_the_same_commands() -> None:
     pairs = [(ROOT / "README.md", ROOT / "README.zh.md")]
     pairs += [(ROOT / "docs" / name, ROOT / "docs" / "zh" / name) for name in TRANSLATED]
-    assert len(pairs) == 7
+    assert len(pairs) == 9
     for english, chinese in pairs:
         both = [[line for block in blocks(page) for line in commands(block)] for page in (english, chinese)]
         assert both[0] == both[1], english.name

@@ -11,6 +11,7 @@
     │   ├── MediaError     a picture or video that cannot be used
     │   └── BudgetError    a row that no rule can shorten to the token budget
     ├── ModelError         a model folder or hub id that cannot be used here
+    ├── EngineError        a server or engine that fails, or that answers outside the labels
     ├── OutputError        an output path that is taken, or belongs to another run
     └── TrainingError      a run that must stop: loss not finite, no checkpoint to resume
 
@@ -27,6 +28,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "EngineError",
     "FormatError",
     "LabelError",
     "MediaError",
@@ -109,6 +111,10 @@ class BudgetError(DataError):
 
 class ModelError(TuyiError):
     """A model that cannot be loaded or used here."""
+
+
+class EngineError(TuyiError):
+    """A server or engine outside this process that fails, or answers with something that is no label."""
 
 
 class OutputError(TuyiError):

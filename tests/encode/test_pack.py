@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuyi.data.example import Example
+from tuyi.data.example import Example, Text
 from tuyi.encode.pack import group, pack
 
 
@@ -24,7 +24,7 @@ def test_rows_lie_end_to_end(qwen3: Any, rows: dict[str, Example]):
     encoded = [qwen3.encoder.encode(rows[name], labelled=True) for name in ("text", "mixed", "images")]
     packed = pack(encoded)
     assert packed.lengths == tuple(map(len, encoded))
-    assert packed.cu_seqlens.tolist() == [0, *np.cumsum(packed.lengths)]
+    assert packed.shared == 0
     np.testing.assert_array_equal(packed.ids, np.concatenate([row.ids for row in encoded]))
     np.testing.assert_array_equal(packed.positions[1:], np.concatenate([row.positions for row in encoded], axis=1))
     np.testing.assert_array_equal(packed.positions[0], np.concatenate([np.arange(n) for n in packed.lengths]))
@@ -38,14 +38,15 @@ def test_visual_tokens_stand_where_the_media_go(qwen3: Any, rows: dict[str, Exam
     encoded = [qwen3.encoder.encode(rows[name], labelled=True) for name in ("images", "mixed", "text", "video")]
     packed = pack(encoded)
     tokenizer = qwen3.processor.tokenizer
-    for visual, pad, count in ((packed.images, "<|image_pad|>", 5), (packed.videos, "<|video_pad|>", 3)):
+    for visual, pad, count in ((packed.images, "<|image_pad|>", 3), (packed.videos, "<|video_pad|>", 1)):
         assert visual is not None
-        assert len(visual.grids) == count
+        assert len(visual.grids) == count, "five pictures of three drawings, one clip thrice"
         stands = np.flatnonzero(packed.ids == tokenizer.convert_tokens_to_ids(pad))
         np.testing.assert_array_equal(np.sort(visual.at), stands)
         assert visual.grids.tolist() == sorted(visual.grids.tolist()), "equal sizes lie side by side"
-        assert len(visual.patches) == visual.grids.prod(1).sum() == 4 * len(visual.at)
-        assert visual.patches.dtype == np.uint8
+        assert sum(map(len, visual.patches)) == visual.grids.prod(1).sum()
+        assert {values.dtype for values in visual.patches} == {np.dtype(np.uint8)}
+        assert set(visual.features) == set(range(visual.grids.prod(1).sum() // 4)), "every feature is used"
     lone = pack([encoded[2]])
     assert lone.images is None
     assert lone.videos is None
@@ -64,13 +65,17 @@ def test_branches_lie_behind_all_prompts(qwen3: Any, rows: dict[str, Example]):
     encoded = [qwen3.encoder.encode(rows[name], labelled=False) for name in ("image", "system")]
     labels = [qwen3.encoder.labels(qwen3.encoder.tasks.of(rows[name])) for name in ("image", "system")]
     packed = pack(encoded, labels)
-    roots = sum(packed.lengths)
+    shared, roots = packed.shared, packed.shared + sum(packed.lengths)
     assert packed.branches is not None
     assert packed.branches.lengths == tuple(answers.branch_lengths for answers in labels)
     assert len(packed.ids) == roots + sum(packed.branches.row_lengths)
-    assert packed.targets.tolist() == [token for answers in labels for ids in answers.ids for token in ids]
-    at, kept = roots, iter(packed.keep)
-    for row, answers, end in zip(encoded, labels, packed.cu_seqlens[1:] - 1, strict=True):
+    assert len(set(packed.keep.tolist())) == len(packed.keep), "each kept token once"
+    assert (np.diff(packed.read) >= 0).all()
+    targets, keep = np.empty_like(packed.targets), np.empty_like(packed.targets)
+    targets[packed.order], keep[packed.order] = packed.targets, packed.keep[packed.read]
+    assert targets.tolist() == [token for answers in labels for ids in answers.ids for token in ids]
+    at, kept = roots, iter(keep)
+    for row, answers, end in zip(encoded, labels, shared + np.cumsum(packed.lengths) - 1, strict=True):
         for ids in answers.ids:
             assert next(kept) == end, "the prompt's last token predicts a label's first"
             inner = len(ids) - 1
@@ -82,6 +87,27 @@ def test_branches_lie_behind_all_prompts(qwen3: Any, rows: dict[str, Example]):
             np.testing.assert_array_equal(packed.positions[1:, at : at + inner], np.stack([after] * 3))
             at += inner
     assert next(kept, None) is None
+
+
+def test_a_common_beginning_stands_once(qwen3: Any, picture: Callable[..., Any]):
+    """Up to the first picture and never a row's last token, however equal the tokens behind it are."""
+    asks = {name: (Text("红色的这个能用吗"), picture(seed=seed)) for seed, name in enumerate("ab")}
+    examples = [Example(name, parts, task="colour") for name, parts in asks.items()]
+    encoded = [qwen3.encoder.encode(example, labelled=False) for example in examples]
+    np.testing.assert_array_equal(encoded[0].ids, encoded[1].ids)
+    packed = pack(encoded, [qwen3.encoder.labels(qwen3.encoder.tasks["colour"])] * 2)
+    assert packed.shared == encoded[0].media[0].spans[0][0] > 8
+    assert packed.lengths == tuple(len(row) - packed.shared for row in encoded)
+    whole = [
+        np.concatenate([packed.ids[: packed.shared], own])
+        for own in np.split(packed.ids[packed.shared : packed.shared + sum(packed.lengths)], [packed.lengths[0]])
+    ]
+    for row, ids in zip(encoded, whole, strict=True):
+        np.testing.assert_array_equal(row.ids, ids)
+    assert packed.images is not None
+    assert len(packed.images.patches) == 2, "the pictures differ"
+    assert pack(encoded).shared == 0, "training shares nothing"
+    assert pack(encoded[:1], [qwen3.encoder.labels(qwen3.encoder.tasks["colour"])]).shared == 0
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 60))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from tuyi.errors import ModelError, OutputError
+from tuyi.errors import ModelError
 from tuyi.evaluate.calibration import (
     calibrate,
     calibration_errors,
@@ -19,7 +19,6 @@ from tuyi.evaluate.calibration import (
     reliability,
     softmax,
 )
-from tuyi.evaluate.whole import write_whole
 
 
 def over_confident(n: int = 600, labels: int = 5, by: float = 2.5) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +128,3 @@ def test_nothing_is_kept_where_the_rows_determine_no_temperature(tmp_path):
 def test_a_folder_without_tuyi_json_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"has no tuyi\.json to keep a temperature in; expected a folder that"):
         keep_temperature(tmp_path, {})
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
-    (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="out cannot be written"):
-        write_whole(tmp_path / "out", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -28,16 +28,17 @@ BRANCHES = {
 }
 
 
-def visible(lengths: list[int], causal: bool, branches: list[tuple[int, ...]] | None = None) -> Tensor:
+def visible(lengths: list[int], causal: bool, branches: list[tuple[int, ...]] | None = None, shared: int = 0) -> Tensor:
     """bool (T, T), written out token by token: who sees whom."""
-    owner = [(row, None) for row, length in enumerate(lengths) for _ in range(length)]
+    owner: list[tuple[int | None, int | None]] = [(None, None)] * shared
+    owner += [(row, None) for row, length in enumerate(lengths) for _ in range(length)]
     for row, sizes in enumerate(branches or ()):
         owner += [(row, branch) for branch, size in enumerate(sizes) for _ in range(size)]
     count = len(owner)
     mask = torch.zeros(count, count, dtype=torch.bool)
     for query, (row, branch) in enumerate(owner):
         for key, (other_row, other_branch) in enumerate(owner):
-            same = row == other_row and other_branch in (None, branch)
+            same = other_row is None or (row == other_row and other_branch in (None, branch))
             mask[query, key] = same and (not causal or key <= query)
     return mask
 
@@ -56,7 +57,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("case", LENGTHS)
-@pytest.mark.parametrize("kind", ["text", "vision", "branches"])
+@pytest.mark.parametrize("kind", ["text", "vision", "branches", "prefix", "prefix and branches"])
 def test_dense_attention_is_the_masked_one(case: str, kind: str, kv_heads: int):
     check(case, kind, kv_heads, torch.device("cpu"), torch.float32, 1e-5)
 
@@ -65,15 +66,16 @@ def test_dense_attention_is_the_masked_one(case: str, kind: str, kv_heads: int):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("case", LENGTHS)
-@pytest.mark.parametrize("kind", ["text", "vision", "branches"])
+@pytest.mark.parametrize("kind", ["text", "vision", "branches", "prefix", "prefix and branches"])
 def test_the_kernel_is_the_masked_one(case: str, kind: str, kv_heads: int):
     check(case, kind, kv_heads, torch.device("cuda"), torch.bfloat16, 2e-2)
 
 
 def check(case: str, kind: str, kv_heads: int, device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
     lengths = LENGTHS[case]
-    branches = BRANCHES[case] if kind == "branches" else None
-    tokens = sum(lengths) + sum(map(sum, branches or ()))
+    branches = BRANCHES[case] if "branches" in kind else None
+    shared = 6 if "prefix" in kind else 0
+    tokens = shared + sum(lengths) + sum(map(sum, branches or ()))
     options: dict[str, Any] = {"device": device, "dtype": dtype}
     q, k, v = (heads(tokens, n, 16, seed, **options) for seed, n in enumerate((4, kv_heads, kv_heads)))
     causal = kind != "vision"
@@ -84,11 +86,11 @@ def check(case: str, kind: str, kv_heads: int, device: torch.device, dtype: torc
             layer, q, k, v, scaling=0.3, cu_seq_lens_q=cu, max_length_q=max(lengths), cu_seq_lens_k=cu, dropout=0.0
         )
     else:
-        layout = Layout.of(lengths, device, Branches(tuple(branches)) if branches else None)
+        layout = Layout.of(lengths, device, Branches(tuple(branches)) if branches else None, shared)
         out, weights = packed_attention(layer, q, k, v, scaling=0.3, layout=layout)
     assert weights is None
     assert out.shape == (1, tokens, 4, 16)
-    expected = naive(q.cpu(), k.cpu(), v.cpu(), visible(lengths, causal, branches), 0.3)
+    expected = naive(q.cpu(), k.cpu(), v.cpu(), visible(lengths, causal, branches, shared), 0.3)
     torch.testing.assert_close(out.double().cpu(), expected, atol=tolerance, rtol=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -105,7 +105,7 @@ def test_gradients_are_those_of_the_plain_model(twin: Any, rows: dict[str, Examp
     try:
         logits = ours(batch=to_device(built, twin.model.spec, twin.model.device))
         torch.nn.functional.cross_entropy(logits, torch.from_numpy(built.targets), reduction="sum").backward()
-        for example, (begin, end) in zip(examples, pairwise(built.cu_seqlens.tolist()), strict=True):
+        for example, (begin, end) in zip(examples, pairwise(accumulate(built.lengths, initial=0)), strict=True):
             inputs = twin.inputs(example, example.label)
             labels = torch.full((end - begin,), -100)
             count = len(alone(twin, example))

@@ -6,7 +6,7 @@ import pytest
 
 from tuyi.errors import TaskError
 from tuyi.model.folder import FolderInfo
-from tuyi.predict.run import choose_tasks, with_budget
+from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.task.catalog import TaskSet, load_tasks, parse_tasks
 
 

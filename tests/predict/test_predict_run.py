@@ -18,7 +18,7 @@ from tuyi.predict.prediction import Prediction, read_predictions, read_run, run_
 from tuyi.predict.run import PredictSettings, PredictSummary, predict
 from tuyi.task.catalog import TaskSet
 
-SETTINGS = PredictSettings(device="cpu", dtype="float32", workers=2, pack_tokens=700)
+SETTINGS = PredictSettings(device="cpu", precision="float32", workers=2, pack_tokens=700)
 COUNT = 24
 
 

@@ -15,7 +15,7 @@ runner = CliRunner()
 def test_show_lists_the_built_in_tasks():
     result = runner.invoke(task_app, ["show"])
     assert result.exit_code == 0, result.output
-    assert [line.split(":")[0] for line in result.output.splitlines()] == ["chat", "www2025"]
+    assert [line.split(":")[0] for line in result.output.splitlines()] == ["chat", "www2025", "www2025-prefix"]
 
 
 def test_show_a_task_as_the_model_sees_it():
@@ -47,3 +47,10 @@ def test_new_then_check(tmp_path: Path):
     made = runner.invoke(task_app, ["new", file])
     assert made.output.strip() == f"{file}: 2 labels; edit it, then: tuyi task check {file}"
     assert runner.invoke(task_app, ["check", file]).output.strip() == f"{file}: 1 task, sound: mine (2 labels)"
+
+
+def test_new_with_the_fixed_text_first(tmp_path: Path):
+    file = str(tmp_path / "mine.yaml")
+    assert runner.invoke(task_app, ["new", file, "--layout", "prefix"]).exit_code == 0
+    shown = runner.invoke(task_app, ["show", file]).output.splitlines()
+    assert shown[shown.index("-- answer") - 4 : shown.index("-- answer")] == ["second label", "", "…", "Label:"]

@@ -41,6 +41,8 @@ def test_a_single_task_is_a_set_of_one(tmp_path: Path):
 def test_definitions_have_a_place_of_their_own(tmp_path: Path):
     text = GOOD.replace("{labels}", "{definitions}")
     assert load_tasks(task_file(tmp_path, text))["fruit"].wording[1] == "? apple：round\nbanana：long"
+    text = text.replace("round", "''")
+    assert load_tasks(task_file(tmp_path, text))["fruit"].wording[1] == "? apple\nbanana：long", "nothing to define"
 
 
 def test_every_problem_is_told_with_its_path(tmp_path: Path):
@@ -103,7 +105,7 @@ def test_two_tasks_of_one_name(tmp_path: Path):
 def test_files_that_are_not_there(tmp_path: Path):
     with pytest.raises(TaskError, match=r"task file .*no.yaml does not exist; `tuyi task new .*no.yaml` writes one"):
         load_tasks(tmp_path / "no.yaml")
-    with pytest.raises(TaskError, match=r"task 'nothing' is neither built in \(.*www2025\) nor a .yaml file"):
+    with pytest.raises(TaskError, match=r"task 'nothing' is neither built in \(.*www2025-prefix\) nor a .yaml file"):
         load_tasks("nothing")
     (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
     with pytest.raises(TaskError, match=r"latin.yaml cannot be read as UTF-8"):
@@ -149,7 +151,7 @@ def test_the_system_prompt_yields_to_the_rows_own(tmp_path: Path):
 
 
 def test_built_in_tasks_are_sound():
-    assert builtin_names() == ["chat", "www2025"]
+    assert builtin_names() == ["chat", "www2025", "www2025-prefix"]
     for name in builtin_names():
         assert load_tasks(name).tasks
 

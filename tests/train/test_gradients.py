@@ -68,7 +68,7 @@ def test_a_pack_without_pictures_still_runs_the_tower(twin):
     model.zero_grad()
     seen = to_device(packed, twin.model.spec, twin.model.device, always_see=True)
     blind = to_device(packed, twin.model.spec, twin.model.device)
-    assert blind.patches is None
+    assert blind.tower is None
     with torch.no_grad():
         torch.testing.assert_close(model(batch=seen), model(batch=blind))
     answer_loss(model(batch=seen), seen).backward()

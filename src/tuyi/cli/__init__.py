@@ -7,8 +7,10 @@ import sys
 import typer
 
 from tuyi.cli.check import check
+from tuyi.cli.compare_engines import compare_engines
 from tuyi.cli.convert import convert
 from tuyi.cli.demo import demo
+from tuyi.cli.doctor import doctor
 from tuyi.cli.evaluate import evaluate
 from tuyi.cli.predict import predict
 from tuyi.cli.split import split
@@ -26,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, check, convert, split, train, predict, evaluate):
+for command in (demo, check, convert, split, train, predict, compare_engines, evaluate, doctor):
     app.command()(command)
 app.add_typer(task_app, name="task")
 

@@ -20,10 +20,22 @@ class Form(StrEnum):
     bare = "bare"
 
 
+class Engine(StrEnum):
+    """Who runs the model."""
+
+    local = "local"
+    ray = "ray"
+    vllm = "vllm"
+    api = "api"
+
+
 def predict(
     model: Annotated[str, typer.Argument(help="A model folder, hub id or built-in name.")],
     data: Annotated[Path, typer.Argument(help="Rows to label: a data file, or a folder.")],
     out: Annotated[Path, typer.Option(help="Predictions to write, one JSON object a line.")],
+    engine: Annotated[
+        Engine | None, typer.Option(help="Who runs the model; local, the default, uses all GPUs of this machine.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Built-in task or YAML file; default: the model's own.")] = None,
     submission: Annotated[Path | None, typer.Option(help="Also write the challenge's CSV.")] = None,
     form: Annotated[
@@ -42,7 +54,12 @@ def predict(
     from tuyi.predict.run import predict as predict_rows
     from tuyi.predict.submission import write_submission
 
-    run = load_settings(PredictRun, None, [*(set_ or ()), *(f"read.{item}" for item in read or ())])
+    overrides = [
+        *(set_ or ()),
+        *(f"read.{item}" for item in read or ()),
+        *([f"predict.engine={engine.value}"] if engine else ()),
+    ]
+    run = load_settings(PredictRun, None, overrides)
     console = Console(highlight=False)
     with bar(console, "predicting") as progress:
         done = predict_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,13 @@ import typer
 __all__ = ["task_app"]
 
 task_app = typer.Typer(help="Show, check or begin a task file.", no_args_is_help=True, rich_markup_mode=None)
+
+
+class PromptLayout(StrEnum):
+    """What the prompt of a new task file puts first."""
+
+    content = "content"
+    prefix = "prefix"
 
 
 @task_app.command()
@@ -59,9 +67,12 @@ def check(
 def new(
     file: Annotated[Path, typer.Argument(help="YAML file to write.")],
     data: Annotated[Path | None, typer.Option(help="Labelled rows; their labels are listed in the file.")] = None,
+    layout: Annotated[
+        PromptLayout, typer.Option(help="What the prompt puts first: the row, or a fixed prefix that rows share.")
+    ] = PromptLayout.content,
 ) -> None:
     """Write a task file to start from."""
     from tuyi.task.new import write_task
 
-    labels = write_task(file, data)
+    labels = write_task(file, data, layout.value)
     typer.echo(f"{file}: {labels} labels; edit it, then: tuyi task check {file}")

@@ -6,16 +6,15 @@ import filecmp
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tuyi.data.example import Image, Video
 from tuyi.data.formats.media import MediaFolders
-from tuyi.errors import MediaError, OutputError
+from tuyi.errors import MediaError
+from tuyi.whole import output_errors
 
-__all__ = ["MediaStore", "output_errors"]
+__all__ = ["MediaStore"]
 
 _FOLDER = {Image: "images", Video: "videos"}
 _MAGIC = {
@@ -26,15 +25,6 @@ _MAGIC = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Failures of the file system as an :class:`OutputError` that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from typing import Any, Literal, TextIO, TypeAlias
 from tuyi.data.example import Example, Text
 from tuyi.data.formats import competition, dataset_info, messages, sharegpt
 from tuyi.data.formats.media import MediaFolders
-from tuyi.data.media_store import MediaStore, output_errors
+from tuyi.data.media_store import MediaStore
 from tuyi.errors import DataError, OutputError
+from tuyi.whole import output_errors, write_whole
 
 __all__ = ["SUFFIXES", "WRITABLE", "ExampleWriter", "WriteFormat"]
 
@@ -143,10 +144,7 @@ class ExampleWriter:
         info = self.out.parent / dataset_info.FILE_NAME
         entries = dataset_info.load_info(info) if info.is_file() else {}
         entries[self.out.stem] = sharegpt.info_entry(self.out.name, has_videos=self.videos > 0)
-        temporary = info.with_name(f".{info.name}.{os.getpid()}.tmp")
-        with output_errors(info):
-            temporary.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(info)
+        write_whole(info, json.dumps(entries, ensure_ascii=False, indent=2) + "\n")
 
 
 def _json(row: dict[str, Any]) -> str:

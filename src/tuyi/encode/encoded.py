@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuyi.data.example import Turn
+from tuyi.task.task import Task
 from tuyi.vision.spec import ImagePatches, VideoPatches
 
-__all__ = ["Encoded", "Media"]
+__all__ = ["Asked", "Encoded", "Media"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,3 +55,26 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """One example as an engine outside this process is asked it: shortened and resized as :class:`Encoded` is.
+
+    Args:
+        id: The example's id.
+        task: Its task.
+        turns: The conversation that fits the budget, the user's message last.
+        pictures: The pictures of the conversation, in order.
+        ids: Token ids of the prompt, with one pad token for each picture, however large.
+        tokens: Tokens of the prompt as a model reads it, pictures in full.
+        notes: As those of :class:`Encoded`.
+    """
+
+    id: str
+    task: Task
+    turns: tuple[Turn, ...]
+    pictures: tuple[ImagePatches, ...]
+    ids: tuple[int, ...]
+    tokens: int
+    notes: Mapping[str, Any] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
@@ -11,7 +11,7 @@ import numpy as np
 
 from tuyi.data.example import Example, Image, Part, Text, Turn, Video
 from tuyi.encode.budget import Fit, fit
-from tuyi.encode.encoded import Encoded, Media
+from tuyi.encode.encoded import Asked, Encoded, Media
 from tuyi.encode.positions import mrope_positions, time_step
 from tuyi.encode.template import ChatTemplate, Piece
 from tuyi.errors import DataError, Place
@@ -56,6 +56,8 @@ class Length:
     supervised: int
 
 
+Look: TypeAlias = Callable[[Image, VisionSpec, int, int], ImagePatches]
+"""Cuts a picture into patches: :func:`~tuyi.vision.patches.image_patches`, or a pool's way to the same."""
 Grid: TypeAlias = tuple[int, int, int]
 """(t, h, w) in patches."""
 
@@ -65,6 +67,7 @@ class _Row:
     """A row before its pixels are read: prompt tokens but for the visual ones, answer tokens, what fits, its media."""
 
     task: Task
+    history: tuple[Turn, ...]
     pieces: list[Piece]
     answer: tuple[int, ...]
     fitted: Fit
@@ -114,12 +117,13 @@ class Encoder:
             supervised += sum(len(piece.ids) for piece in row.pieces if piece.answer)
         return Length(tokens, sum(t * h * w for t, h, w in row.grids), supervised)
 
-    def encode(self, example: Example, *, labelled: bool) -> Encoded:
+    def encode(self, example: Example, *, labelled: bool, look: Look | None = None) -> Encoded:
         """The row as model input.
 
         Args:
             example: The row.
             labelled: Whether the answer follows the prompt, supervised (training), or not (prediction).
+            look: Who cuts pictures into patches; this thread where not given.
 
         Raises:
             DataError: The row has no label though one is needed, a label outside the set, media that cannot be
@@ -127,7 +131,7 @@ class Encoder:
         """
         row = self._prepare(example, labelled)
         is_open = row.task.labels is None
-        patches = [self._patches(part, row.task.budget, row.fitted.max_pixels) for part in row.media]
+        patches = [self._patches(part, row.task.budget, row.fitted.max_pixels, look) for part in row.media]
         ids: list[int] = []
         supervised: list[bool] = []
         media: list[Media] = []
@@ -150,6 +154,30 @@ class Encoder:
             positions=mrope_positions(len(ids), self._blocks(media), self.spec.merge_size),
             media=tuple(media),
             weight=example.weight,
+            notes=row.fitted.notes,
+        )
+
+    def ask(self, example: Example) -> Asked:
+        """The row for an engine outside this process, with the tokens and pixels that :meth:`encode` would give it.
+
+        Raises:
+            DataError: As :meth:`encode`; or the row shows a video.
+        """
+        row = self._prepare(example, labelled=False)
+        if any(isinstance(part, Video) for part in row.media):
+            place = replace(example.place, id=example.id)
+            raise DataError("the row shows a video, which this engine cannot send; use --engine local", place)
+        pictures = (self._patches(part, row.task.budget, row.fitted.max_pixels) for part in row.media)
+        ids: list[int] = []
+        for piece in row.pieces:
+            ids.extend(piece.ids if piece.media is None else (self._start_id, self._image_id, self._stop_id))
+        return Asked(
+            id=example.id,
+            task=row.task,
+            turns=(*row.history, Turn("user", row.fitted.parts)),
+            pictures=tuple(picture for picture in pictures if isinstance(picture, ImagePatches)),
+            ids=tuple(ids),
+            tokens=self._tokens(row.pieces, row.media, row.grids),
             notes=row.fitted.notes,
         )
 
@@ -199,7 +227,7 @@ class Encoder:
             raise error.at(place) from error.__cause__
         media = _shown(prompt, fitted.parts)
         grids = [grid(part, fitted.max_pixels) for part in media]
-        return _Row(task, pieces(fitted.parts), answer, fitted, media, grids)
+        return _Row(task, prompt.history, pieces(fitted.parts), answer, fitted, media, grids)
 
     def _answer(self, task: Task, example: Example, place: Place) -> tuple[int, ...]:
         try:
@@ -221,11 +249,13 @@ class Encoder:
 
         return video_grid(probe_video(part), self.spec, _video_budget(budget, max_pixels))
 
-    def _patches(self, part: Image | Video, budget: Budget, max_pixels: int) -> ImagePatches | VideoPatches:
+    def _patches(
+        self, part: Image | Video, budget: Budget, max_pixels: int, look: Look | None = None
+    ) -> ImagePatches | VideoPatches:
         if isinstance(part, Image):
             from tuyi.vision.patches import image_patches
 
-            return image_patches(part, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
+            return (look or image_patches)(part, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
         from tuyi.vision.video import video_patches
 
         return video_patches(part, self.spec, _video_budget(budget, max_pixels))

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tuyi.encode.encoded import Encoded
+from tuyi.encode.encoded import Encoded, Media
 from tuyi.encode.encoder import LabelTokens
 from tuyi.vision.spec import ImagePatches, VideoPatches
 
@@ -20,17 +20,19 @@ Array = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visual:
-    """All pictures, or all videos, of a pack.
+    """All pictures, or all videos, of a pack; equal ones once.
 
     Args:
-        patches: uint8, shape (P, D).
+        patches: uint8, each of shape (P_i, D).
         grids: int64, shape (N, 3).
         at: int64, shape (V,): the token that each visual feature replaces.
+        features: int64, shape (V,): which feature of the tower's output stands there.
     """
 
-    patches: NDArray[np.uint8]
+    patches: tuple[NDArray[np.uint8], ...]
     grids: Array
     at: Array
+    features: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,35 +56,36 @@ class Branches:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Rows as one sequence without padding.
+    """Rows as one sequence without padding: the prefix that they share, their own tokens, their label branches.
 
     Args:
         rows: The encoded rows.
         ids: int64, shape (T,).
         positions: int64, shape (4, T): the place within the row, then M-RoPE's three.
-        lengths: Tokens of each row's own sequence; their sum is the number of root tokens.
+        shared: Tokens at the start that belong to every row; 0 in training.
+        lengths: Tokens of each row's own part.
         images, videos: Pixels and their places; None where the pack has none.
-        keep: int64, shape (K,): tokens whose next token matters.
-        targets: int64, shape (K,): that next token.
-        weights: float32, shape (K,): its weight in the loss.
+        keep: int64, shape (K,): tokens whose next token matters, each once.
+        read: int64, shape (N,): for each target the kept token that predicts it, as its place in ``keep``; ascending.
+        targets: int64, shape (N,): the next tokens.
+        order: int64, shape (N,): where each target stands in reading order: row by row, label by label.
+        weights: float32, shape (N,): weight of each target in the loss.
         branches: Label continuations; None in training.
     """
 
     rows: tuple[Encoded, ...]
     ids: Array
     positions: Array
+    shared: int
     lengths: tuple[int, ...]
     images: Visual | None
     videos: Visual | None
     keep: Array
+    read: Array
     targets: Array
+    order: Array
     weights: NDArray[np.float32]
     branches: Branches | None = None
-
-    @property
-    def cu_seqlens(self) -> Array:
-        """Cumulative row lengths, starting with 0."""
-        return np.concatenate([[0], np.cumsum(self.lengths)])
 
 
 def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None) -> Pack:
@@ -90,41 +93,79 @@ def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None) -
 
     Args:
         rows: Encoded rows; for training each with its answer.
-        labels: For prediction, the labels of each row's task; their continuations are laid behind the prompts.
+        labels: For prediction, the labels of each row's task; their continuations are laid behind the prompts, and
+            a beginning that all prompts share stands once.
     """
-    lengths = tuple(len(row) for row in rows)
-    starts = np.cumsum([0, *lengths])
-    ids = [row.ids for row in rows]
-    positions = [np.vstack([np.arange(len(row), dtype=np.int32)[None], row.positions]) for row in rows]
+    shared = 0 if labels is None else _shared(rows)
+    lengths = tuple(len(row) - shared for row in rows)
+    starts = shared + np.cumsum([0, *lengths])  # a row's token i stands at its start + i - shared
+    ids = [rows[0].ids[:shared], *(row.ids[shared:] for row in rows)]
+    places = [_places(row) for row in rows]
+    positions = [places[0][:, :shared], *(place[:, shared:] for place in places)]
     if labels is None:
         answers = [np.flatnonzero(row.supervised) for row in rows]
         keep = np.concatenate([at - 1 + start for at, start in zip(answers, starts)])
         targets = np.concatenate([row.ids[at] for row, at in zip(rows, answers)])
         weights = np.concatenate([np.full(len(at), row.weight, np.float32) for row, at in zip(rows, answers)])
+        read = order = np.arange(len(keep))
         branches = None
     else:
-        branches, branch_ids, branch_positions, keep, targets = _branches(rows, labels, starts)
-        ids.append(branch_ids)
-        positions.append(branch_positions)
-        weights = np.ones(len(keep), np.float32)
+        laid = _branches(rows, labels, starts)
+        branches = Branches(tuple(answers.branch_lengths for answers in labels))
+        ids.append(laid.ids)
+        positions.append(laid.positions)
+        keep, first = np.unique(laid.keep, return_inverse=True)
+        order = np.argsort(first, kind="stable")
+        read, targets = first[order], laid.targets[order]
+        weights = np.ones(len(targets), np.float32)
     return Pack(
         rows=tuple(rows),
         ids=np.concatenate(ids).astype(np.int64),
         positions=np.concatenate(positions, axis=1).astype(np.int64),
+        shared=shared,
         lengths=lengths,
-        images=_visual(rows, starts, ImagePatches),
-        videos=_visual(rows, starts, VideoPatches),
+        images=_visual(rows, starts - shared, ImagePatches),
+        videos=_visual(rows, starts - shared, VideoPatches),
         keep=keep.astype(np.int64),
+        read=read.astype(np.int64),
         targets=targets.astype(np.int64),
+        order=order.astype(np.int64),
         weights=weights,
         branches=branches,
     )
 
 
-def _branches(
-    rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: NDArray[np.int64]
-) -> tuple[Branches, NDArray[np.int32], NDArray[np.int32], Array, Array]:
-    """Branch tokens, their positions, and which tokens predict which, row by row and label by label.
+def _places(row: Encoded) -> NDArray[np.int32]:
+    return np.vstack([np.arange(len(row), dtype=np.int32)[None], row.positions])
+
+
+_WORTH = 8  # a shorter prefix costs more to look up in every layer than it saves
+
+
+def _shared(rows: Sequence[Encoded]) -> int:
+    """Tokens that all rows begin with, before any of their pictures and without any row's last."""
+    if len(rows) < 2:
+        return 0
+    first = rows[0].ids
+    common = min(min((span[0] for media in row.media for span in media.spans), default=len(row) - 1) for row in rows)
+    for row in rows[1:]:
+        differ = np.flatnonzero(row.ids[:common] != first[:common])
+        common = int(differ[0]) if len(differ) else common
+    return common if common >= _WORTH else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """Branch tokens, their positions, and which tokens predict which, row by row and label by label."""
+
+    ids: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    keep: Array
+    targets: Array
+
+
+def _branches(rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: NDArray[np.int64]) -> _Laid:
+    """Label branches behind the prompts.
 
     A label's first token is predicted by the last token of the prompt, the others by the branch's own tokens, so
     the kept positions of a row are, label after label, (prompt end, branch token 1, branch token 2, …).
@@ -134,8 +175,8 @@ def _branches(
     keep: list[int] = []
     targets: list[int] = []
     at = int(starts[-1])
-    for row, answers, start in zip(rows, labels, starts):
-        end = int(start) + len(row) - 1
+    for row, answers, after in zip(rows, labels, starts[1:]):
+        end = int(after) - 1
         place = int(row.positions[:, -1].max())
         for answer in answers.ids:
             inner = len(answer) - 1
@@ -145,9 +186,7 @@ def _branches(
             keep.extend([end, *range(at, at + inner)])
             targets.extend(answer)
             at += inner
-    branches = Branches(tuple(answers.branch_lengths for answers in labels))
-    return (
-        branches,
+    return _Laid(
         np.asarray(ids, np.int32),
         np.concatenate(positions, axis=1),
         np.asarray(keep, np.int64),
@@ -158,6 +197,7 @@ def _branches(
 def _visual(
     rows: Sequence[Encoded], starts: NDArray[np.int64], kind: type[ImagePatches] | type[VideoPatches]
 ) -> Visual | None:
+    """The media of one kind; ``starts`` says for each row where its token 0 stands, or would."""
     found = [
         (item, int(start)) for row, start in zip(rows, starts) for item in row.media if isinstance(item.patches, kind)
     ]
@@ -165,17 +205,35 @@ def _visual(
         return None
     # order in the tower is free; equal sizes side by side are computed together where attention is dense
     found.sort(key=lambda pair: pair[0].patches.grid)
+    at = [np.arange(begin + start, end + start) for item, start in found for begin, end in item.spans]
+    counts = [sum(end - begin for begin, end in item.spans) for item, _ in found]
+    first = [_first_equal(found, index) for index in range(len(found))]
+    unique = [index for index, same in enumerate(first) if same == index]
+    begins = dict(zip(unique, np.cumsum([0, *(counts[index] for index in unique)])))
+    features = [np.arange(begins[same], begins[same] + count) for same, count in zip(first, counts)]
     return Visual(
-        patches=np.concatenate([item.patches.values for item, _ in found]),
-        grids=np.asarray([item.patches.grid for item, _ in found], np.int64),
-        at=np.concatenate(
-            [
-                np.arange(begin + start, end + start, dtype=np.int64)
-                for item, start in found
-                for begin, end in item.spans
-            ]
-        ),
+        patches=tuple(found[index][0].patches.values for index in unique),
+        grids=np.asarray([found[index][0].patches.grid for index in unique], np.int64),
+        at=np.concatenate(at).astype(np.int64),
+        features=np.concatenate(features).astype(np.int64),
     )
+
+
+def _first_equal(found: Sequence[tuple[Media, int]], index: int) -> int:
+    """The first medium with the same pixels as the one at ``index``; they are sorted by grid."""
+    item = found[index][0].patches
+    for other in range(index - 1, -1, -1):
+        earlier = found[other][0].patches
+        if earlier.grid != item.grid:
+            break
+        if _equal(earlier.values, item.values):
+            return _first_equal(found, other)
+    return index
+
+
+def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two pictures are equal; most that differ do so in a few hundred values."""
+    return one is other or (np.array_equal(one[::61], other[::61]) and np.array_equal(one, other))
 
 
 Row = TypeVar("Row")

@@ -17,7 +17,7 @@ import numpy as np
 
 from tuyi.errors import ModelError
 from tuyi.evaluate.bootstrap import Floats, Ints
-from tuyi.evaluate.whole import write_whole
+from tuyi.whole import write_whole
 
 __all__ = [
     "Calibration",

@@ -18,10 +18,10 @@ from tuyi.evaluate.calibration import Calibration, calibrate, keep_temperature
 from tuyi.evaluate.compare import Comparison, compare
 from tuyi.evaluate.rows import JudgedTask, Mistake, join, load_predictions
 from tuyi.evaluate.scores import Sampling, TaskScores, overall, score
-from tuyi.evaluate.whole import write_whole
 from tuyi.predict.prediction import Prediction, read_run
 from tuyi.task import TaskSet
 from tuyi.task.catalog import parse_tasks
+from tuyi.whole import write_whole
 
 __all__ = ["Cost", "EvaluateSettings", "Evaluation", "Shortened", "TaskEvaluation", "evaluate"]
 

@@ -1,4 +1,4 @@
-"""Attention over packs: rows that must not see each other, and label branches behind their prompts.
+"""Attention over packs: rows that must not see each other, a prefix that they share, label branches behind them.
 
 One function is registered with transformers for both towers. Its name contains ``flash`` because transformers hands
 ``cu_seq_lens_q`` to the vision tower, instead of looping over pictures, only then.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,81 +15,77 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Branches
-from tuyi.model.kernels import varlen_attention, varlen_available
+from tuyi.model.kernels import Kernel, Segments, attend, fastest, varlen_available
 
-__all__ = ["NAME", "BranchLayout", "Layout", "register", "use_packed_attention"]
+__all__ = ["NAME", "Layout", "choose_kernels", "register", "use_packed_attention"]
 
 NAME = "tuyi_flash"
 
 
-@dataclass(frozen=True, eq=False)
-class BranchLayout:
-    """Where label branches lie behind the prompts.
-
-    Args:
-        prompts: Tokens of each row's prompt.
-        branches: The branches of each row.
-        row_cu: int32, shape (R + 1,): cumulative branch tokens of the rows.
-        cu: int32: cumulative lengths of all branches.
-    """
-
-    prompts: tuple[int, ...]
-    branches: Branches
-    row_cu: Tensor
-    cu: Tensor
-
-    @cached_property
-    def longest_row(self) -> int:
-        return max(self.branches.row_lengths)
-
-    @cached_property
-    def longest(self) -> int:
-        return max(length for row in self.branches.lengths for length in row)
-
-    @cached_property
-    def masks(self) -> tuple[Tensor, ...]:
-        """For each row a bool (branch tokens, prompt + branch tokens): what a token may see; for dense attention."""
-        device = self.cu.device
-        return tuple(_branch_mask(*row, device) for row in zip(self.prompts, self.branches.lengths))
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Layout:
-    """How the tokens of a pack lie.
+    """How the tokens of a pack lie: the shared prefix, each row's own tokens, then all label branches.
+
+    Not frozen: a compiled block would look into a frozen one and be compiled anew for each number of rows.
 
     Args:
-        lengths: Tokens of each row's prompt.
-        cu: int32, shape (R + 1,): their cumulative sum.
-        longest: The longest.
-        branches: Label branches behind the prompts.
+        shared: Tokens of the prefix that all rows see; 0 for none.
+        lengths: Tokens of each row's own part.
+        branches: The branches of each row.
+        segments: Prefix, rows and branches, each seeing its own keys; for kernels.
+        keys: (K,): for kernels, the token of each key where rows share a prefix (it stands before each row); None
+            where keys are the tokens themselves.
+        prompts: Each row's branch tokens, seeing the row's whole prompt; for kernels; None without branches.
+        masks: Cache of the dense form.
     """
 
+    shared: int
     lengths: tuple[int, ...]
-    cu: Tensor
-    longest: int
-    branches: BranchLayout | None = None
+    branches: Branches | None
+    segments: Segments
+    keys: Tensor | None
+    prompts: Segments | None
+    masks: dict[tuple[Any, ...], Tensor]
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device, branches: Branches | None = None) -> Layout:
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, branches: Branches | None = None, shared: int = 0
+    ) -> Layout:
         """The layout of rows of the given lengths, its small tensors on ``device``."""
-        laid = None
+        first = [shared] if shared else []
+        leaves = [length for row in branches.lengths for length in row if length] if branches else []
+        queries = [*first, *lengths, *leaves]
+        seen = [*first, *(shared + length for length in lengths), *leaves]
+        cu_q, cu_k = _cumulative(queries), _cumulative(seen)
+        segments = Segments(cu_q.to(device), cu_k.to(device), max(queries), max(seen), True)
+        keys = _keys(shared, lengths, sum(leaves)).to(device) if shared else None
+        prompts = None
         if branches is not None:
-            flat = [length for row in branches.lengths for length in row]
-            row_cu, cu = _cumulative(branches.row_lengths, device), _cumulative(flat, device)
-            laid = BranchLayout(tuple(lengths), branches, row_cu, cu)
-        return cls(tuple(lengths), _cumulative(lengths, device), max(lengths), laid)
+            rows = slice(len(first), len(first) + len(lengths) + 1)
+            row_cu = _cumulative(branches.row_lengths)
+            prompts = Segments(
+                row_cu.to(device), cu_k[rows].to(device), max(branches.row_lengths), shared + max(lengths), False
+            )
+        return cls(shared, tuple(lengths), branches, segments, keys, prompts, {})
+
+    @property
+    def roots(self) -> int:
+        """Tokens before the branches."""
+        return self.shared + sum(self.lengths)
 
 
-def _cumulative(lengths: Sequence[int], device: torch.device) -> Tensor:
-    return F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
+def _cumulative(lengths: Sequence[int]) -> Tensor:
+    return F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
 
 
-def _branch_mask(prompt: int, lengths: Sequence[int], device: torch.device) -> Tensor:
-    """bool (B, prompt + B): the whole prompt, and one's own branch up to oneself."""
-    total = sum(lengths)
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    own = (branch[:, None] == branch[None, :]).tril()
-    return torch.cat([torch.ones(total, prompt, dtype=torch.bool), own], dim=1).to(device)
+def _keys(shared: int, lengths: Sequence[int], leaves: int) -> Tensor:
+    """The token of each key: prefix; prefix and row, for each row; branches."""
+    prefix = torch.arange(shared)
+    parts, at = [prefix], shared
+    for length in lengths:
+        parts.extend((prefix, torch.arange(at, at + length)))
+        at += length
+    return torch.cat([*parts, torch.arange(at, at + leaves)])
 
 
 def packed_attention(
@@ -119,49 +114,61 @@ def packed_attention(
         (1, T, H, D), and no weights.
     """
     assert query.shape[0] == 1, "packs have a batch of one"
-    q_THD, k_THD, v_THD = (x[0].transpose(0, 1) for x in (query, key, value))
-    causal = bool(module.is_causal)
-    if layout is None:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    kernel: Kernel | None = getattr(module, "tuyi_kernel", None)
+    if not varlen_available(q.device, q.dtype):
+        if layout is not None:
+            return _dense(q, k, v, layout, scaling)[None], None
         assert cu_seq_lens_q is not None
-        lengths = None if varlen_available(query.device, query.dtype) else cu_seq_lens_q.diff().tolist()
-        out = _segments(q_THD, k_THD, v_THD, lengths, cu_seq_lens_q, max_length_q, causal, scaling)
-    elif layout.branches is None:
-        out = _segments(q_THD, k_THD, v_THD, layout.lengths, layout.cu, layout.longest, causal, scaling)
-    else:
-        roots = sum(layout.lengths)
-        q, k, v = (x[:roots] for x in (q_THD, k_THD, v_THD))
-        trunk = _segments(q, k, v, layout.lengths, layout.cu, layout.longest, True, scaling)
-        leaves = _branch_attention(q_THD, k_THD, v_THD, layout, layout.branches, scaling)
-        out = torch.cat([trunk, leaves])
-    return out[None], None
+        return _dense_segments(q, k, v, cu_seq_lens_q.diff().tolist(), bool(module.is_causal), scaling)[None], None
+    if layout is not None:
+        return _packed(q, k, v, layout, scaling, kernel)[None], None
+    assert cu_seq_lens_q is not None
+    assert max_length_q is not None
+    at = Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, bool(module.is_causal))
+    return attend(q, k, v, at, scaling, kernel)[0][None], None
 
 
-def _segments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Sequence[int] | None,
-    cu: Tensor,
-    longest: int | None,
-    causal: bool,
-    scaling: float | None,
-) -> Tensor:
-    """Attention inside each segment; (T, H, D) in and out."""
-    if varlen_available(q.device, q.dtype):
-        most = int(longest or 0)
-        out: Tensor = varlen_attention(q, k, v, cu, cu, most, most, causal=causal, scale=scaling)
-        return out
-    assert lengths is not None
-    return _dense_segments(q, k, v, lengths, causal, scaling)
+def _packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None, kernel: Kernel | None) -> Tensor:
+    """The language model's attention with kernels: one call for all segments, one more for branches and prompts."""
+    if layout.keys is not None:
+        k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
+    out, lse = attend(q, k, v, layout.segments, scale, kernel)
+    if layout.prompts is not None and layout.prompts.max_q:
+        roots = layout.roots
+        prompt, prompt_lse = attend(q[roots:], k, v, layout.prompts, scale, kernel)
+        # softmax over both key sets, from their normalisers
+        share = torch.sigmoid(prompt_lse - lse[:, roots:]).transpose(0, 1).unsqueeze(-1)
+        own = out[roots:].float()
+        merged = (own + share * (prompt.float() - own)).to(out.dtype)
+        if out.requires_grad:
+            return torch.cat([out[:roots], merged])
+        out[roots:] = merged
+    return out
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
+    """The same with dense attention, part by part."""
+    shared, roots = layout.shared, layout.roots
+    outs = []
+    if shared:
+        outs.append(_dense_segments(q[:shared], k[:shared], v[:shared], [shared], True, scale))
+    before = (k[:shared], v[:shared]) if shared else None
+    own = slice(shared, roots)
+    outs.append(_dense_segments(q[own], k[own], v[own], layout.lengths, True, scale, before))
+    if layout.branches is not None and any(layout.branches.row_lengths):
+        outs.append(_dense_branches(q, k, v, layout, layout.branches, scale))
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def _dense_segments(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scaling: float | None
-) -> Tensor:
-    """The same with dense attention, neighbouring segments computed together.
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scale: float | None,
+    before: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention inside each segment, neighbouring segments computed together; (T, H, D) in and out.
 
     Segments of equal length stack as they are. Causal ones of nearly equal length are filled up at their end, where
-    nothing that counts can see the filling.
+    nothing that counts can see the filling. ``before`` holds keys and values that every segment sees in full.
     """
     outs, at = [], 0
     for run in _runs(lengths, causal):
@@ -171,7 +178,14 @@ def _dense_segments(
         if index is not None:
             parts = [x.index_select(0, index) for x in parts]
         heads = [x.reshape(len(run), max(run), *x.shape[1:]).transpose(1, 2) for x in parts]
-        out = _sdpa(*heads, is_causal=causal, scale=scaling).transpose(1, 2).flatten(0, 1)
+        if before is None:
+            out = _sdpa(*heads, is_causal=causal, scale=scale)
+        else:
+            first = [x.transpose(0, 1).expand(len(run), -1, -1, -1) for x in before]
+            keys, values = (torch.cat([x, y], dim=2) for x, y in zip(first, heads[1:]))
+            mask = torch.ones(max(run), keys.shape[2], dtype=torch.bool, device=q.device).tril(len(before[0]))
+            out = _sdpa(heads[0], keys, values, attn_mask=mask, scale=scale)
+        out = out.transpose(1, 2).flatten(0, 1)
         outs.append(out if index is None else out.index_select(0, _unfill(run, q.device)))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -208,42 +222,43 @@ def _unfill(run: Sequence[int], device: torch.device) -> Tensor:
     return torch.arange(len(run) * max(run)).view(len(run), -1)[torch.arange(max(run)) < lengths[:, None]].to(device)
 
 
-def _branch_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, branches: BranchLayout, scaling: float | None
-) -> Tensor:
+def _dense_branches(q: Tensor, k: Tensor, v: Tensor, layout: Layout, branches: Branches, scale: float | None) -> Tensor:
     """Each branch token attends to its prompt and to its own branch so far; (B, H, D)."""
-    roots = sum(layout.lengths)
-    q_B, k_B, v_B = q[roots:], k[roots:], v[roots:]
-    if varlen_available(q.device, q.dtype):
-        prompt, prompt_lse = varlen_attention(
-            q_B, k[:roots], v[:roots], branches.row_cu, layout.cu, branches.longest_row, layout.longest,
-            causal=False, scale=scaling, lse=True,
-        )  # fmt: skip
-        own, own_lse = varlen_attention(
-            q_B, k_B, v_B, branches.cu, branches.cu, branches.longest, branches.longest,
-            causal=True, scale=scaling, lse=True,
-        )  # fmt: skip
-        share = torch.sigmoid(own_lse - prompt_lse).unsqueeze(-1)  # softmax over both key sets, from their normalisers
-        merged: Tensor = prompt + share * (own.float() - prompt.float())
-        return merged.to(q.dtype)
-    outs, root, leaf = [], 0, 0
-    for length, count, mask in zip(layout.lengths, branches.branches.row_lengths, branches.masks):
-        keys, values = (torch.cat([x[root : root + length], y[leaf : leaf + count]]) for x, y in ((k, k_B), (v, v_B)))
-        heads = [x.transpose(0, 1)[None] for x in (q_B[leaf : leaf + count], keys, values)]
-        outs.append(_sdpa(*heads, attn_mask=mask, scale=scaling)[0].transpose(0, 1))
+    outs, root, leaf = [], layout.shared, layout.roots
+    for length, lengths, count in zip(layout.lengths, branches.lengths, branches.row_lengths):
+        own = slice(leaf, leaf + count)
+        keys, values = (torch.cat([x[: layout.shared], x[root : root + length], x[own]]) for x in (k, v))
+        at = (layout.shared + length, lengths)
+        if at not in layout.masks:
+            layout.masks[at] = _branch_mask(*at, q.device)
+        heads = [x.transpose(0, 1)[None] for x in (q[own], keys, values)]
+        outs.append(_sdpa(*heads, attn_mask=layout.masks[at], scale=scale)[0].transpose(0, 1))
         root, leaf = root + length, leaf + count
     return torch.cat(outs)
+
+
+def _branch_mask(prompt: int, lengths: Sequence[int], device: torch.device) -> Tensor:
+    """bool (B, prompt + B): the whole prompt, and one's own branch up to oneself."""
+    total = sum(lengths)
+    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    own = (branch[:, None] == branch[None, :]).tril()
+    return torch.cat([torch.ones(total, prompt, dtype=torch.bool), own], dim=1).to(device)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
 
 
-def register() -> None:
-    """Make the attention known to transformers; safe to call twice."""
+def register(*, compiled: bool = False) -> None:
+    """Make the attention known to transformers; safe to call twice.
+
+    Args:
+        compiled: Whether the blocks around it will be compiled.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(NAME, packed_attention)
+    # a compiled block stops here and goes on behind it: what the segments are changes from pack to pack
+    AttentionInterface.register(NAME, torch.compiler.disable(packed_attention) if compiled else packed_attention)
     AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
@@ -254,3 +269,31 @@ def use_packed_attention(model: torch.nn.Module) -> None:
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation"):
             config._attn_implementation_internal = NAME
+
+
+def choose_kernels(model: torch.nn.Module) -> dict[str, str]:
+    """Give each tower the fastest attention kernel of this machine; for prediction, as not all have gradients.
+
+    Returns:
+        For ``tower`` and ``language`` what was chosen and why; empty where dense attention is used.
+    """
+    chosen: dict[str, str] = {}
+    module: Any
+    for module in model.modules():
+        if not (hasattr(module, "is_causal") and hasattr(module, "head_dim")):
+            continue
+        weight = next(module.parameters())
+        if not varlen_available(weight.device, weight.dtype):
+            continue
+        heads, kv_heads = _heads(module)
+        pick = fastest(weight.device, heads, kv_heads, module.head_dim, bool(module.is_causal))
+        module.tuyi_kernel = pick.kernel
+        chosen["language" if module.is_causal else "tower"] = str(pick)
+    return chosen
+
+
+def _heads(module: Any) -> tuple[int, int]:
+    """Query and key heads of an attention layer of either tower."""
+    if hasattr(module, "num_heads") and not hasattr(module, "q_proj"):
+        return module.num_heads, module.num_heads
+    return module.q_proj.out_features // module.head_dim, module.k_proj.out_features // module.head_dim

@@ -7,7 +7,6 @@ calibration and scores. Peers ignore it; later commands take their task and budg
 from __future__ import annotations
 
 import json
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tuyi.config import explain_errors
 from tuyi.errors import ModelError
 from tuyi.task.catalog import TaskSet
+from tuyi.whole import write_whole
 
 __all__ = ["FILE", "FolderInfo", "read_info", "versions", "write_info"]
 
@@ -69,8 +69,9 @@ def read_info(folder: Path) -> FolderInfo | None:
 
 
 def write_info(folder: Path, info: FolderInfo) -> None:
-    """Write ``tuyi.json`` whole or not at all."""
-    path = folder / FILE
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(info.model_dump(mode="json"), ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    """Write ``tuyi.json`` whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    write_whole(folder / FILE, json.dumps(info.model_dump(mode="json"), ensure_ascii=False, indent=1))

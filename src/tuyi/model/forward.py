@@ -5,6 +5,7 @@ It composes transformers' own modules; nothing of their code is copied or change
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -16,38 +17,52 @@ from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
 from tuyi.model.attention import Layout, use_packed_attention
+from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec
 
 __all__ = ["Batch", "adapt", "to_device"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Batch:
     """A pack on the device.
 
     Args:
         ids: (T,). positions: (4, 1, T).
         layout: How the tokens lie.
-        patches: uint8 (P, D), pictures first, then videos; never None in training, so that every process runs the
-            tower in every step (sharded weights are gathered by all or by none).
-        grids: (N, 3). at: (V,): the token each visual feature replaces; fewer than the features where the tower
-            runs only to keep step.
-        keep, targets, weights: (K,): as in :class:`~tuyi.encode.pack.Pack`.
+        tower: What passes the vision tower; never None in training, so that every process runs the tower in every
+            step (sharded weights are gathered by all or by none).
+        keep (K,), read, targets, weights (N,): as in :class:`~tuyi.encode.pack.Pack`.
     """
 
     ids: Tensor
     positions: Tensor
     layout: Layout
-    patches: Tensor | None
-    grids: Tensor | None
-    at: Tensor | None
+    tower: Tower | None
     keep: Tensor
+    read: Tensor
     targets: Tensor
     weights: Tensor
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that lies on the device."""
+        yield from (self.ids, self.positions, self.keep, self.read, self.targets, self.weights)
+        for segments in (self.layout.segments, self.layout.prompts):
+            if segments is not None:
+                yield from (segments.cu_q, segments.cu_k)
+        if self.layout.keys is not None:
+            yield self.layout.keys
+        if self.tower is not None:
+            yield from (self.tower.patches, self.tower.at)
+            yield from (value for value in self.tower.inputs.values() if isinstance(value, Tensor))
+            if self.tower.features is not None:
+                yield self.tower.features
 
 
 def to_device(pack: Pack, spec: VisionSpec, device: torch.device, *, always_see: bool = False) -> Batch:
     """Copy a pack to the device.
+
+    On a GPU the copies run on the current stream, from page-locked memory, without waiting.
 
     Args:
         pack: The pack.
@@ -55,40 +70,43 @@ def to_device(pack: Pack, spec: VisionSpec, device: torch.device, *, always_see:
         device: Where to.
         always_see: Whether a pack without media gets one black picture that no token reads.
     """
-
-    def tensor(array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    patches, grids, at = _visual(pack, spec)
-    if patches is None and always_see:
-        side = spec.merge_size
-        patches = np.zeros((side * side, 3 * spec.patch_size**2), np.uint8)
-        grids = np.asarray([[1, side, side]], np.int64)
-        at = np.zeros(0, np.int64)
+    seen = seen_by(pack, spec, always=always_see)
     return Batch(
-        ids=tensor(pack.ids),
-        positions=tensor(pack.positions)[:, None],
-        layout=Layout.of(pack.lengths, device, pack.branches),
-        patches=None if patches is None else tensor(patches),
-        grids=None if grids is None else tensor(grids),
-        at=None if at is None else tensor(at),
-        keep=tensor(pack.keep),
-        targets=tensor(pack.targets),
-        weights=tensor(pack.weights),
+        ids=_copy(pack.ids, device),
+        positions=_copy(pack.positions, device)[:, None],
+        layout=Layout.of(pack.lengths, device, pack.branches, pack.shared),
+        tower=None if seen is None else _tower(seen, spec, device),
+        keep=_copy(pack.keep, device),
+        read=_copy(pack.read, device),
+        targets=_copy(pack.targets, device),
+        weights=_copy(pack.weights, device),
     )
 
 
-def _visual(pack: Pack, spec: VisionSpec) -> tuple[Any, Any, Any]:
-    """Patches, grids and places of pictures and videos together, so that the tower runs once a pack."""
-    parts = [part for part in (pack.images, pack.videos) if part is not None]
-    if not parts:
-        return None, None, None
-    patches = [part.patches for part in parts]
-    if len(parts) == 2:  # a picture beside a video takes the video's form: its one frame, doubled
-        still = patches[0].reshape(len(patches[0]), 3, 1, -1)
-        patches[0] = np.repeat(still, spec.temporal_patch_size, axis=2).reshape(len(still), -1)
-    grids, at = [part.grids for part in parts], [part.at for part in parts]
-    return np.concatenate(patches), np.concatenate(grids), np.concatenate(at)
+def _copy(array: np.ndarray[Any, Any] | Tensor, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
+    if device.type == "cuda" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _tower(seen: Seen, spec: VisionSpec, device: torch.device) -> Tower:
+    count, width = sum(map(len, seen.patches)), seen.patches[0].shape[1]
+    if device.type == "cuda":
+        patches = torch.empty(count, width, dtype=torch.uint8, device=device)
+        begin = 0
+        for values in seen.patches:
+            patches[begin : begin + len(values)].copy_(torch.from_numpy(values), non_blocking=True)
+            begin += len(values)
+    else:
+        patches = torch.from_numpy(seen.patches[0] if len(seen.patches) == 1 else np.concatenate(seen.patches))
+    in_order = len(seen.features) == 0 or bool((np.diff(seen.features) == 1).all() and seen.features[0] == 0)
+    grids = torch.from_numpy(seen.grids)
+    inputs = {
+        name: _copy(value, device) if isinstance(value, Tensor) else value
+        for name, value in grid_inputs(spec, grids).items()
+    }
+    return Tower(patches, grids, inputs, _copy(seen.at, device), None if in_order else _copy(seen.features, device))
 
 
 def adapt(model: Any, spec: VisionSpec) -> None:
@@ -118,27 +136,32 @@ def _hidden_states(model: Any, batch: Batch) -> Tensor:
     """The language model's last hidden states, (T, D)."""
     embeds_1TD = model.get_input_embeddings()(batch.ids)[None]
     extra: dict[str, Any] = {}
-    if batch.patches is not None:
-        assert batch.at is not None
-        seen = model.model.visual(batch.patches, grid_thw=batch.grids)
-        features_VD = seen.pooler_output.to(embeds_1TD.dtype)
-        used = features_VD[: len(batch.at)]
-        embeds_1TD = embeds_1TD.index_copy(1, batch.at, used[None])
-        deep = getattr(seen, "deepstack_features", None)
-        if len(used) < len(
-            features_VD
-        ):  # the tower ran only to keep step: its result must reach the loss with weight 0
-            embeds_1TD = embeds_1TD + 0 * sum(x.sum() for x in (features_VD, *(deep or ())))
-        elif deep:
-            order = batch.at.argsort()
-            mask_1T = torch.zeros(1, len(batch.ids), dtype=torch.bool, device=batch.ids.device)
-            mask_1T[0, batch.at] = True
-            extra = {"visual_pos_masks": mask_1T, "deepstack_visual_embeds": [x[order] for x in deep]}
+    if batch.tower is not None:
+        embeds_1TD, extra = _see(model, batch, batch.tower, embeds_1TD)
     out = model.model.language_model(
         inputs_embeds=embeds_1TD, position_ids=batch.positions, use_cache=False, layout=batch.layout, **extra
     )
     hidden_TD: Tensor = out.last_hidden_state[0]
     return hidden_TD
+
+
+def _see(model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Embeddings with the visual features in their places, and what else the language model takes of them."""
+    seen = model.model.visual(tower.patches, grid_thw=tower.grids, **tower.inputs)
+    features_VD = seen.pooler_output.to(embeds_1TD.dtype)
+    deep = getattr(seen, "deepstack_features", None) or ()
+    if not len(tower.at):  # the tower ran only to keep step: its result must reach the loss with weight 0
+        return embeds_1TD + 0 * sum(x.sum() for x in (features_VD, *deep)), {}
+    used_VD = features_VD if tower.features is None else features_VD[tower.features]
+    embeds_1TD = embeds_1TD.index_copy(1, tower.at, used_VD[None])
+    if not deep:
+        return embeds_1TD, {}
+    order = tower.at.argsort()
+    if tower.features is not None:
+        order = tower.features[order]
+    mask_1T = torch.zeros(1, len(batch.ids), dtype=torch.bool, device=batch.ids.device)
+    mask_1T[0, tower.at] = True
+    return embeds_1TD, {"visual_pos_masks": mask_1T, "deepstack_visual_embeds": [x[order] for x in deep]}
 
 
 def _mlp_where_read(self: Any, hidden_1TD: Tensor) -> Tensor:

@@ -1,58 +1,228 @@
-"""The variable-length attention kernel of this machine."""
+"""The variable-length attention kernels of this machine, and which of them is the fastest here."""
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["varlen_attention", "varlen_available"]
+from tuyi.model.cudnn import cudnn_attention
+
+__all__ = ["KERNELS", "Kernel", "Pick", "Segments", "attend", "fastest", "varlen_available"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Segments:
+    """Which queries see which keys: segment by segment.
+
+    Args:
+        cu_q, cu_k: int32, shape (N + 1,): cumulative lengths; each query segment sees the key segment of its number.
+        max_q, max_k: Longest segments.
+        causal: Whether a query sees only keys up to its own place, counted from the end of both segments.
+    """
+
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+    causal: bool
+
+
+Run = Callable[[Tensor, Tensor, Tensor, Segments, float], "tuple[Tensor, Tensor]"]
 
 
 def varlen_available(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> bool:
-    """Whether the kernel runs here: on CUDA (Ampere or newer), in 16-bit types."""
+    """Whether a kernel runs here: on CUDA (Ampere or newer), in 16-bit types."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
-@cache
-def _groups_heads() -> bool:
-    """Whether torch's kernel takes fewer key heads than query heads (torch 2.12 and later)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *,
-    causal: bool, scale: float | None, lse: bool = False,
-) -> Any:  # fmt: skip
-    """FlashAttention over packed segments.
-
-    Args:
-        q: (T_q, H, D); k and v: (T_k, H or fewer, D).
-        cu_q, cu_k: int32, shape (N + 1,): cumulative segment lengths.
-        max_q, max_k: Longest segments.
-        causal: Whether a query sees only keys up to its own place.
-        scale: Factor on the scores; the usual one where None.
-        lse: Whether to return the log-sum-exp of the scores as well.
-
-    Returns:
-        (T_q, H, D), and with ``lse`` also (T_q, H) in float32.
-    """
+def _fa2(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     extra: dict[str, Any] = {}
     if q.shape[1] != k.shape[1]:
         if _groups_heads():
             extra["enable_gqa"] = True
-        else:
+        elif k.requires_grad:  # torch 2.11's kernel groups heads, its gradient formula does not know
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    window = (-1, 0) if causal else (-1, -1)
-    out = varlen_attn(
-        q, k, v, cu_q, cu_k, max_q, max_k,
-        scale=scale, window_size=window, return_aux=AuxRequest(lse=True) if lse else None, **extra,
+    window = (-1, 0) if at.causal else (-1, -1)
+    out, lse = varlen_attn(
+        q, k, v, at.cu_q, at.cu_k, at.max_q, at.max_k,
+        scale=scale, window_size=window, return_aux=AuxRequest(lse=True), **extra,
     )  # fmt: skip
-    return (out[0], out[1].transpose(0, 1)) if lse else out
+    return out, lse
+
+
+@cache
+def _groups_heads() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _fa3(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+    if importlib.util.find_spec("flash_attn_interface"):
+        from flash_attn_interface import flash_attn_varlen_func
+
+        out, lse = flash_attn_varlen_func(
+            q, k, v, at.cu_q, at.cu_k, at.max_q, at.max_k,
+            softmax_scale=scale, causal=at.causal, return_attn_probs=True,
+        )  # fmt: skip
+        return out, lse
+    from vllm.vllm_flash_attn import flash_attn_varlen_func as of_vllm
+
+    out, lse = of_vllm(
+        q, k, v, max_seqlen_q=at.max_q, cu_seqlens_q=at.cu_q, max_seqlen_k=at.max_k, cu_seqlens_k=at.cu_k,
+        softmax_scale=scale, causal=at.causal, return_softmax_lse=True, fa_version=3,
+    )  # fmt: skip
+    return out, lse
+
+
+def _fa4(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+    from flash_attn.cute import flash_attn_varlen_func
+
+    out, lse = flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q=at.cu_q, cu_seqlens_k=at.cu_k, max_seqlen_q=at.max_q, max_seqlen_k=at.max_k,
+        softmax_scale=scale, causal=at.causal, return_lse=True,
+    )  # fmt: skip
+    return out, lse
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One implementation of attention over packed segments.
+
+    Args:
+        name: What it is called in messages.
+        comes_with: The package that brings it.
+        modules: Any one of these must be importable.
+        capability: Least compute capability of the GPU.
+        run: q (T_q, H, D), k and v (T_k, H or fewer, D), segments, scale → out (T_q, H, D), log-sum-exp of the scores
+            (H, T_q), float32.
+    """
+
+    name: str
+    comes_with: str
+    modules: tuple[str, ...]
+    capability: tuple[int, int]
+    run: Run
+
+    def present(self, device: torch.device) -> bool:
+        """Whether it can be tried on this device."""
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < self.capability:
+            return False
+        return any(_importable(name) for name in self.modules)
+
+
+@cache
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False
+
+
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("fa2", "torch", ("torch.nn.attention.varlen",), (8, 0), _fa2),
+        Kernel("cudnn", "nvidia-cudnn-frontend", ("cudnn",), (9, 0), cudnn_attention),
+        Kernel("fa3", "flash-attn-3 or vllm", ("flash_attn_interface", "vllm.vllm_flash_attn"), (9, 0), _fa3),
+        Kernel("fa4", "flash-attn-4", ("flash_attn.cute",), (9, 0), _fa4),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The kernel chosen for one tower.
+
+    Args:
+        kernel: The fastest.
+        rates: Measured TFLOP/s of each that ran.
+        refused: Why others that are installed did not run, or were wrong.
+    """
+
+    kernel: Kernel
+    rates: dict[str, float]
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(self.rates.items(), key=lambda item: -item[1]))
+        failed = "".join(f"; {name} cannot be used: {why}" for name, why in self.refused.items())
+        return f"{self.kernel.name} (TFLOP/s here: {shown}{failed})"
+
+
+@cache
+def fastest(device: torch.device, heads: int, kv_heads: int, head_size: int, causal: bool) -> Pick:
+    """The fastest kernel for a tower's shape, by trying each on rows of this shape; about half a second.
+
+    Args:
+        device: The GPU.
+        heads, kv_heads, head_size: Of the tower's attention.
+        causal: Whether queries see only what is before them.
+    """
+    lengths = [4096, 3072, 4096, 4096] if not causal else [1536, 1024, 1536, 1536, 2048]
+    q, k, v = (
+        torch.randn(sum(lengths), count, head_size, device=device, dtype=torch.bfloat16)
+        for count in (heads, kv_heads, kv_heads)
+    )
+    cu = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    at = Segments(cu, cu, max(lengths), max(lengths), causal)
+    flops = sum(4 * n * n * heads * head_size for n in lengths) / (2 if causal else 1)
+    expected, _ = KERNELS["fa2"].run(q, k, v, at, head_size**-0.5)
+    rates, refused = {}, {}
+    for kernel in KERNELS.values():
+        if not kernel.present(device):
+            continue
+        try:
+            seconds, wrong = _timed(kernel, (q, k, v), at, expected)
+        except (RuntimeError, ImportError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+            refused[kernel.name] = next(iter(str(error).splitlines()), type(error).__name__)
+            continue
+        if wrong:
+            refused[kernel.name] = "its results differ from those of fa2"
+        else:
+            rates[kernel.name] = flops / seconds / 1e12
+    best = max(rates, key=lambda name: rates[name])
+    return Pick(KERNELS[best], rates, refused)
+
+
+def _timed(kernel: Kernel, qkv: tuple[Tensor, Tensor, Tensor], at: Segments, expected: Tensor) -> tuple[float, bool]:
+    scale = qkv[0].shape[-1] ** -0.5
+    out, _ = kernel.run(*qkv, at, scale)
+    wrong = not bool((out - expected).abs().max() < 0.05)
+    times = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        kernel.run(*qkv, at, scale)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return min(times), wrong
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float | None, kernel: Kernel | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention over segments with a kernel; fa2 where none is named, as every GPU here has it.
+
+    Args:
+        q: (T_q, H, D); k and v: (T_k, H or fewer, D).
+        at: The segments.
+        scale: Factor on the scores; the usual one where None.
+        kernel: Which one.
+
+    Returns:
+        (T_q, H, D), and the log-sum-exp of the scores, float32, shape (H, T_q).
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    return (kernel or KERNELS["fa2"]).run(q, k, v, at, scale)

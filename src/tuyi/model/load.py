@@ -171,4 +171,6 @@ def _spec(config: Any, processor: Any) -> VisionSpec:
         mean=tuple(image.image_mean),
         std=tuple(image.image_std),
         tokens_per_second=float(getattr(vision, "tokens_per_second", 2.0)),
+        window_size=int(getattr(vision, "window_size", 112)),
+        position_side=int(getattr(vision, "num_position_embeddings", 48 * 48) ** 0.5),
     )

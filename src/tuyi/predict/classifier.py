@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tuyi.data.example import Example, Image, Part, Text
 from tuyi.encode.encoder import Encoder
-from tuyi.model.folder import FolderInfo
-from tuyi.model.load import Model
+from tuyi.model.tasks import choose_tasks
 from tuyi.predict.local import LocalEngine
 from tuyi.predict.prediction import Prediction
-from tuyi.predict.run import PredictSettings, choose_tasks
+from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
 
 __all__ = ["Classifier", "load"]
@@ -21,22 +20,22 @@ class Classifier:
     """A loaded model and its tasks; made by :func:`load`.
 
     Args:
-        model: The model.
+        engine: With the model on a device of this process.
         encoder: Of the same model, with its tasks.
-        settings: Speed and place.
-        info: What the model folder says, its calibration among it.
     """
 
-    def __init__(self, model: Model, encoder: Encoder, settings: PredictSettings, info: FolderInfo | None) -> None:
-        self.model, self.encoder = model, encoder
-        self._engine = LocalEngine(
-            model, encoder, pack_tokens=settings.pack_tokens, workers=settings.workers, info=info
-        )
+    def __init__(self, engine: LocalEngine, encoder: Encoder) -> None:
+        self.model, self.encoder = engine.model, encoder
+        self._engine = engine
 
     @property
     def tasks(self) -> TaskSet:
         """The tasks that the model answers."""
         return self.encoder.tasks
+
+    def close(self) -> None:
+        """End the threads and processes that read pictures; safe to call twice."""
+        self._engine.close()
 
     def predict(self, examples: Iterable[Example]) -> list[Prediction]:
         """Predictions of examples, in their order.
@@ -82,11 +81,11 @@ def load(
         ModelError: The model cannot be loaded.
         TaskError: The model has another task, or none and none is given.
     """
-    from tuyi.model.load import load_frontend, load_model, peek
+    from tuyi.model.load import load_frontend, peek
+    from tuyi.predict.opening import Job, open_local
 
     settings = settings or PredictSettings()
-    info = peek(str(model))
-    tasks = choose_tasks(str(model), info, task)
+    tasks = choose_tasks(str(model), peek(str(model)), task)
     frontend = load_frontend(str(model), [text for one in tasks for text in one.wording])
-    encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
-    return Classifier(load_model(frontend, device=settings.device, dtype=settings.dtype), encoder, settings, info)
+    engine = open_local(Job(str(model), tasks, settings, rows=0), frontend)
+    return Classifier(engine, Encoder(frontend.tokenizer, frontend.spec, tasks))

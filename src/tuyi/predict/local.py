@@ -1,25 +1,41 @@
-"""The local engine: rows to predictions on this machine's model."""
+"""The local engine: rows to predictions on one device of this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tuyi.data.example import Example
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder
-from tuyi.encode.pack import group
-from tuyi.errors import ModelError
+from tuyi.errors import DataError, ModelError
 from tuyi.model.folder import FolderInfo
 from tuyi.model.load import Model
+from tuyi.predict.clock import Clock
+from tuyi.predict.engine import SizedRow
+from tuyi.predict.feed import Feed, Ready
 from tuyi.predict.prediction import Prediction
-from tuyi.predict.scoring import normalise, score_labels
+from tuyi.predict.scoring import gather_labels, normalise, score_tokens
+from tuyi.vision.pool import PicturePool
 
 __all__ = ["LocalEngine"]
 
-_WINDOW = 1024  # rows sorted by length together; also the most that wait for each other
+WINDOW = 1024
+"""Rows sorted by length together; also the most that wait for each other."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Scored:
+    """A pack that has been handed to the device: its scores arrive there once ``done`` has happened."""
+
+    ready: Ready
+    scores: Tensor
+    done: torch.cuda.Event | None
 
 
 class LocalEngine:
@@ -29,62 +45,108 @@ class LocalEngine:
         model: The model.
         encoder: Of the same model, with its tasks.
         pack_tokens: Most tokens of one pack, label branches included.
-        workers: Threads that read and resize pictures ahead of the model.
+        workers: Pictures that are decoded at a time.
         info: Where the calibration temperatures come from.
+        pool: Processes that decode; threads of this process where None. Closed with the engine.
+        window: Rows sorted by length together.
+        on_bad_row: Called with what is wrong with a row whose picture turns out to be damaged; such a row stops
+            everything where not given.
     """
 
     def __init__(
-        self, model: Model, encoder: Encoder, *, pack_tokens: int, workers: int, info: FolderInfo | None = None
-    ) -> None:
-        self._model, self._encoder, self._info = model, encoder, info
-        self._pack_tokens, self._workers = pack_tokens, workers
+        self, model: Model, encoder: Encoder, *, pack_tokens: int, workers: int, info: FolderInfo | None = None,
+        pool: PicturePool | None = None, window: int = WINDOW, on_bad_row: Callable[[DataError], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self._encoder, self._info, self._pool = encoder, info, pool
+        self._feed = Feed(
+            encoder, model.device, pack_tokens=pack_tokens, workers=workers, window=window, pool=pool,
+            on_bad_row=on_bad_row,
+        )  # fmt: skip
+        self._clock = Clock(model.hf)
 
-    def predict(self, rows: Iterable[tuple[Example, int]]) -> Iterator[list[Prediction]]:
-        """Predictions of a stream of (row, its tokens); window by window in order, each window's packs as they finish.
+    def predict(self, rows: Iterable[SizedRow]) -> Generator[list[Prediction], None, None]:
+        """Predictions of a stream of rows; window by window in order, each window's packs as they finish.
 
         Raises:
-            ModelError: A row's task needs free text, which this engine does not decode.
+            ModelError: A row's task needs free text, which this engine does not decode; or the smallest pack does
+                not fit the device's memory.
+            DataError: A picture that cannot be read after all.
         """
-        rows = iter(rows)
-        with ThreadPoolExecutor(self._workers) as pool:
-            while window := list(islice(rows, _WINDOW)):
-                window.sort(key=lambda row: row[1], reverse=True)
-                packs = list(group(((row, size + self._branch_tokens(row)) for row, size in window), self._pack_tokens))
-                ahead = 2 * self._workers
-                encoded = [pool.submit(self._encode, rows) for rows in packs[:ahead]]
-                for index in range(len(packs)):
-                    if index + ahead < len(packs):
-                        encoded.append(pool.submit(self._encode, packs[index + ahead]))
-                    ready, encoded[index] = encoded[index].result(), None  # type: ignore[call-overload]
-                    yield self.score(ready)
+        self._clock.start()
+        packs = self._feed.packs(rows)
+        before: _Scored | None = None
+        try:
+            while (ready := self._next(packs)) is not None:
+                scored = self._score(ready)
+                if before is not None:
+                    yield self._finish(before)
+                before = scored
+            if before is not None:
+                yield self._finish(before)
+        finally:
+            packs.close()
 
-    def score(self, encoded: Sequence[Encoded]) -> list[Prediction]:
-        """Predictions of rows that pass the model together."""
-        tasks = [self._encoder.tasks[row.task] for row in encoded]
-        labels = [self._encoder.labels(task) for task in tasks]
-        scores = score_labels(self._model, encoded, labels)
-        predictions = []
-        for row, answers, logprobs in zip(encoded, labels, scores):
-            temperature = self._info.temperature(row.task) if self._info else 1.0
-            chances = normalise(logprobs, temperature)
-            notes: dict[str, Any] = {**row.notes, "tokens": len(row), "calls": 1, "output_tokens": 0}
-            predictions.append(
-                Prediction(
-                    id=row.id,
-                    task=row.task,
-                    label=answers.names[int(logprobs.argmax())],
-                    logprobs=dict(zip(answers.names, map(float, logprobs))),
-                    probabilities=dict(zip(answers.names, map(float, chances))),
-                    notes=notes,
-                )
-            )
-        return predictions
+    def spent(self) -> dict[str, float]:
+        """Seconds of the run so far by part: tower, language, labels, vision wait, host."""
+        return self._clock.spent()
 
-    def _encode(self, rows: Sequence[Example]) -> list[Encoded]:
-        return [self._encoder.encode(row, labelled=False) for row in rows]
+    def close(self) -> None:
+        """End threads and processes; safe to call twice."""
+        self._feed.close()
+        if self._pool is not None:
+            self._pool.close()
 
-    def _branch_tokens(self, row: Example) -> int:
-        task = self._encoder.tasks.of(row)
-        if not task.answer.is_plain:
-            raise ModelError(f"task {task.name} answers with more than a label; this engine scores labels only")
-        return sum(self._encoder.labels(task).branch_lengths)
+    def _next(self, packs: Generator[Ready, None, None]) -> Ready | None:
+        begin = time.perf_counter()
+        ready = next(packs, None)
+        self._clock.waited(time.perf_counter() - begin)
+        return ready
+
+    def _score(self, ready: Ready) -> _Scored:
+        """Hand a pack to the device; on a GPU this returns long before it is through."""
+        try:
+            scores = score_tokens(self.model, ready.batch, ready.pack)
+        except torch.cuda.OutOfMemoryError as error:
+            raise ModelError(
+                f"a pack of {len(ready.encoded)} rows and {len(ready.pack.ids)} tokens does not fit the GPU's memory "
+                f"({str(error).splitlines()[0]}); lower predict.pack_tokens"
+            ) from error
+        self._clock.scored()
+        if not scores.is_cuda:
+            return _Scored(ready, scores, None)
+        done = torch.cuda.Event()
+        host = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
+        host.copy_(scores, non_blocking=True)
+        done.record()
+        return _Scored(ready, host, done)
+
+    def _finish(self, scored: _Scored) -> list[Prediction]:
+        """The predictions of a pack, waiting for them where they are not there yet."""
+        if scored.done is not None:
+            scored.done.synchronize()
+        ready = scored.ready
+        found = gather_labels(scored.scores, ready.pack, ready.labels)
+        return [
+            self._prediction(row, labels.names, logprobs)
+            for row, labels, logprobs in zip(ready.encoded, ready.labels, found)
+        ]
+
+    def _prediction(self, row: Encoded, names: Sequence[str], logprobs: Any) -> Prediction:
+        temperature = self._info.temperature(row.task) if self._info else 1.0
+        chances = normalise(logprobs, temperature)
+        notes: dict[str, Any] = {**row.notes, "tokens": len(row), "calls": 1, "output_tokens": 0}
+        return Prediction(
+            id=row.id,
+            task=row.task,
+            label=names[int(logprobs.argmax())],
+            logprobs=dict(zip(names, map(float, logprobs))),
+            probabilities=dict(zip(names, map(float, chances))),
+            notes=notes,
+        )
+
+    def warm_up(self, examples: Sequence[Example]) -> float:
+        """Seconds that a first pass takes, compilation included; its predictions are thrown away."""
+        begin = time.perf_counter()
+        self._finish(self._score(self._feed.again(examples)))
+        return time.perf_counter() - begin

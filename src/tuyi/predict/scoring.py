@@ -12,14 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import LabelTokens
-from tuyi.encode.pack import pack
-from tuyi.model.forward import to_device
+from tuyi.encode.pack import Pack, pack
+from tuyi.model.forward import Batch, to_device
 from tuyi.model.load import Model
 
-__all__ = ["normalise", "score_labels"]
+__all__ = ["gather_labels", "normalise", "score_labels", "score_tokens"]
 
 _ROWS_OF_LOGITS = 512  # kept positions whose logits are held at once: a vocabulary of 152k in float32 is 0.6 MB each
 
@@ -38,14 +39,47 @@ def score_labels(model: Model, rows: Sequence[Encoded], labels: Sequence[LabelTo
     """
     packed = pack(rows, labels)
     batch = to_device(packed, model.spec, model.device)
+    return gather_labels(score_tokens(model, batch, packed).cpu(), packed, labels)
+
+
+@torch.inference_mode()
+def score_tokens(model: Model, batch: Batch, packed: Pack) -> Tensor:
+    """Log-probability of every target of a pack, on the device, without waiting for it.
+
+    Args:
+        model: The model.
+        batch: The pack on its device.
+        packed: The pack.
+
+    Returns:
+        float32, shape (N,): in the order of the pack's targets.
+    """
     hidden_KD = model.hf(batch=batch, head=False)
     scores = []
-    for hidden, targets in zip(hidden_KD.split(_ROWS_OF_LOGITS), batch.targets.split(_ROWS_OF_LOGITS)):
-        logits = model.hf.lm_head(hidden).float()
-        scores.append(logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1))
-    tokens_K = torch.cat(scores).double().cpu()
+    for begin in range(0, len(hidden_KD), _ROWS_OF_LOGITS):
+        end = begin + _ROWS_OF_LOGITS
+        first, last = np.searchsorted(packed.read, (begin, end))
+        logits = model.hf.lm_head(hidden_KD[begin:end]).float()
+        read = batch.read[first:last] - begin
+        scores.append(logits[read, batch.targets[first:last]] - logits.logsumexp(1)[read])
+    return torch.cat(scores)
+
+
+def gather_labels(scores_N: Tensor, packed: Pack, labels: Sequence[LabelTokens]) -> list[NDArray[np.float32]]:
+    """Log-probabilities of whole labels from those of their tokens.
+
+    Args:
+        scores_N: As :func:`score_tokens` returns them, on the CPU.
+        packed: The pack.
+        labels: The labels of each row's task.
+
+    Returns:
+        As :func:`score_labels`.
+    """
+    tokens = np.empty(len(scores_N))
+    tokens[packed.order] = scores_N.double().numpy()
     sizes = [len(ids) for answers in labels for ids in answers.ids]
-    each = torch.stack([part.sum() for part in tokens_K.split(sizes)]).numpy()
+    each = np.add.reduceat(tokens, np.cumsum([0, *sizes[:-1]]))
     cuts = np.cumsum([len(answers.names) for answers in labels])[:-1]
     return [part.astype(np.float32) for part in np.split(each, cuts)]
 

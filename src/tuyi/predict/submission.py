@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tuyi.data.example import Example
 from tuyi.data.options import ReadOptions
@@ -16,6 +15,7 @@ from tuyi.data.source import find_source, scan
 from tuyi.errors import DataError
 from tuyi.predict.prediction import read_predictions
 from tuyi.task.catalog import TaskSet
+from tuyi.whole import write_whole
 
 __all__ = ["SubmissionForm", "write_submission"]
 
@@ -47,19 +47,11 @@ def write_submission(
     Raises:
         DataError: A row without a prediction or with two, a prediction without a row, or a label outside the row's
             task.
+        OutputError: ``path`` cannot be written.
     """
     labels = _labels(predictions)
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("w", encoding="utf-8-sig", newline="") as file:
-            written = _write(file, _rows(data, form, options), labels, tasks)
-        if labels:
-            raise DataError(f"{len(labels)} predictions have no row in {data}, the first is id {min(labels)!r}")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return written
+    write_whole(path, _lines(data, labels, tasks, form, options), "utf-8-sig")
+    return len(labels)
 
 
 def _labels(predictions: Path) -> dict[str, str]:
@@ -72,25 +64,34 @@ def _labels(predictions: Path) -> dict[str, str]:
     return labels
 
 
-def _write(file: TextIO, rows: Iterator[tuple[Example, dict[str, Any]]], labels: dict[str, str], tasks: TaskSet) -> int:
-    """Write every row with its label, which is taken out of ``labels``."""
+class _Piece:
+    """What a CSV writer takes for its file; it hands each line back."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _lines(
+    data: Path, labels: dict[str, str], tasks: TaskSet, form: SubmissionForm, options: ReadOptions | None
+) -> Iterator[str]:
+    """The submission line by line, each row with its label; every label has its row."""
+    left = dict(labels)
     writer: csv.DictWriter[str] | None = None
-    written = 0
-    for row, columns in rows:
-        label = labels.pop(row.id, None)
+    for row, columns in _rows(data, form, options):
+        label = left.pop(row.id, None)
         if label is None:
             raise DataError("no prediction for this row; run `tuyi predict` to the end first", row.place)
         task = tasks.of(row)
         if task.labels is None or label not in task.labels.names:
             raise DataError(f"predicted {label!r} is not a label of {task.name}", row.place)
         if writer is None:
-            writer = csv.DictWriter(file, [*columns, "predict"], restval="")
-            writer.writeheader()
+            writer = csv.DictWriter(_Piece(), [*columns, "predict"], restval="")
+            yield writer.writeheader()
         if odd := columns.keys() - set(writer.fieldnames):
             raise DataError(f"column {sorted(odd)[0]!r} is missing from the first row; use the bare form", row.place)
-        writer.writerow({**columns, "predict": label})
-        written += 1
-    return written
+        yield writer.writerow({**columns, "predict": label})
+    if left:
+        raise DataError(f"{len(left)} predictions have no row in {data}, the first is id {min(left)!r}")
 
 
 def _rows(data: Path, form: SubmissionForm, options: ReadOptions | None) -> Iterator[tuple[Example, dict[str, Any]]]:

@@ -83,19 +83,7 @@ def load_tasks(name: str | Path, overrides: list[str] | None = None) -> TaskSet:
     Raises:
         TaskError: Nothing of that name, or the file is wrong; lists every problem with its dotted path.
     """
-    text, source, only = _find(str(name))
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TaskError(f"{source}: not YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise TaskError(f"{source}: expected a mapping with name, labels, prompt, …; found {type(value).__name__}")
-    if "tasks" not in value:
-        value = {"name": value.get("name", Path(source).stem), "tasks": [value]}
-    if only is not None:
-        value = {"name": only, "tasks": [task for task in value["tasks"] if task.get("name") == only]}
-        if not value["tasks"]:
-            raise TaskError(f"{source} has no task {only!r}")
+    value, source = _read(str(name))
     for task in value["tasks"] if isinstance(value["tasks"], list) else []:
         apply_overrides(task, overrides or [])
     return parse_tasks(value, source)
@@ -107,6 +95,48 @@ def parse_tasks(value: dict[str, Any], source: str) -> TaskSet:
         return TaskSet.model_validate(value)
     except ValidationError as error:
         raise TaskError(explain_errors(error, source, TaskSet)) from error
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    """A task set as plain data with ``name`` and ``tasks``, unchecked, and what it is called in messages."""
+    text, source, only = _find(name)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TaskError(f"{source}: not YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise TaskError(f"{source}: expected a mapping with name, labels, prompt, …; found {type(value).__name__}")
+    if "extends" in value:
+        value = _extended(value, source)
+    if "tasks" not in value:
+        value = {"name": value.get("name", Path(source).stem), "tasks": [value]}
+    if only is not None:
+        value = {"name": only, "tasks": [task for task in value["tasks"] if task.get("name") == only]}
+        if not value["tasks"]:
+            raise TaskError(f"{source} has no task {only!r}")
+    return value, source
+
+
+def _extended(value: dict[str, Any], source: str) -> dict[str, Any]:
+    """A task, or each task of a set, with the fields that it leaves out taken from the built-in one it extends."""
+    base = value["extends"]
+    if not isinstance(base, str) or base.partition("/")[0] not in builtin_names():
+        known = ", ".join(builtin_names())
+        raise TaskError(f"{source}: extends: expected a built-in set ({known}) or one of its tasks, found {base!r}")
+    given = {key: item for key, item in value.items() if key != "extends"}
+    extended = {task["name"]: task for task in _read(base)[0]["tasks"]}
+    names = ", ".join(extended)
+    if "tasks" not in given:
+        if len(extended) > 1:
+            raise TaskError(f"{source}: extends: {base} has the tasks {names}; name one of them, such as {base}/NAME")
+        (only,) = extended.values()
+        return {**only, **given}
+    tasks = given["tasks"]
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        return given
+    if unknown := [task.get("name") for task in tasks if str(task.get("name")) not in extended]:
+        raise TaskError(f"{source}: extends: {base} has the tasks {names}, found {unknown[0]!r}")
+    return {**given, "tasks": [{**extended[str(task["name"])], **task} for task in tasks]}
 
 
 def _builtin() -> Any:

@@ -109,7 +109,10 @@ class Task(BaseModel):
         """The prompt before and after the content, labels filled in."""
         names = self.labels.names if self.labels else ()
         listed = "[" + ",".join(f'"{name}"' for name in names) + "]"
-        defined = "\n".join(f"{item.name}：{item.definition}" for item in (self.labels.labels if self.labels else ()))
+        defined = "\n".join(
+            f"{item.name}：{item.definition}" if item.definition else item.name
+            for item in (self.labels.labels if self.labels else ())
+        )
         mark = "\0"
         text = self.prompt.format(
             content=mark, labels=f"{listed}\n{defined}" if self.define else listed, definitions=defined

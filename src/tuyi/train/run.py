@@ -17,8 +17,8 @@ from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import OnBadRow, Survey, survey
 from tuyi.errors import ConfigError, DataError, OutputError
 from tuyi.model.folder import FILE, FolderInfo, versions
+from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.model.tiny import NAMES
-from tuyi.predict.run import choose_tasks, with_budget
 from tuyi.task.catalog import TaskSet
 from tuyi.train.settings import TrainSettings
 

@@ -1,4 +1,4 @@
-"""Pixels: decode, resize, patches; pictures and video."""
+"""Pixels: decode, resize, patches; pictures and video; the pool of processes that does it ahead of the model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tuyi.vision.arena import Block
     from tuyi.vision.image import MAX_PICTURE_PIXELS, ImageInfo, load_rgb, probe_image
     from tuyi.vision.patches import image_grid, image_patches
+    from tuyi.vision.pool import PicturePool
+    from tuyi.vision.resample import resampler
     from tuyi.vision.resize import smart_resize
     from tuyi.vision.spec import Family, ImagePatches, VideoPatches, VisionSpec
     from tuyi.vision.video import frame_indices, video_grid, video_patches, video_timing
@@ -15,9 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PICTURE_PIXELS",
+    "Block",
     "Family",
     "ImageInfo",
     "ImagePatches",
+    "PicturePool",
     "VideoInfo",
     "VideoPatches",
     "VisionSpec",
@@ -27,6 +32,7 @@ __all__ = [
     "load_rgb",
     "probe_image",
     "probe_video",
+    "resampler",
     "smart_resize",
     "video_grid",
     "video_patches",
@@ -34,8 +40,11 @@ __all__ = [
 ]
 
 _ROOM = {
+    "arena": ("Block",),
     "image": ("MAX_PICTURE_PIXELS", "ImageInfo", "load_rgb", "probe_image"),
     "patches": ("image_grid", "image_patches"),
+    "pool": ("PicturePool",),
+    "resample": ("resampler",),
     "resize": ("smart_resize",),
     "spec": ("Family", "ImagePatches", "VideoPatches", "VisionSpec"),
     "video": ("frame_indices", "video_grid", "video_patches", "video_timing"),

@@ -24,6 +24,8 @@ class VisionSpec:
         temporal_patch_size: Frames in one patch (2).
         mean, std: Normalisation of the channels, on the 0–1 scale.
         tokens_per_second: Qwen2.5-VL's temporal position rate; unused by the others.
+        window_size: Pixels a side of Qwen2.5-VL's attention windows; unused by the others.
+        position_side: Places a side of Qwen3-VL's learned position table; unused by the others.
     """
 
     family: Family
@@ -33,6 +35,8 @@ class VisionSpec:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     tokens_per_second: float = 2.0
+    window_size: int = 112
+    position_side: int = 48
 
     @property
     def factor(self) -> int:

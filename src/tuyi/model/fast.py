@@ -1,0 +1,49 @@
+"""A loaded model made ready to predict on this machine: the fastest attention, fused norms, compiled blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuyi.model.attention import choose_kernels, register
+
+__all__ = ["compile_blocks", "graphs", "tune"]
+
+
+def tune(model: Any) -> list[str]:
+    """Choose the kernels of a model for this machine; for prediction, as not all have gradients.
+
+    Args:
+        model: The adapted transformers model, on its device.
+
+    Returns:
+        Lines that say what was chosen.
+    """
+    chosen = choose_kernels(model)
+    if chosen:
+        from tuyi.model.norms import fuse_norms
+
+        fuse_norms(model)
+    return [f"attention of the {name}: {what}" for name, what in chosen.items()]
+
+
+def compile_blocks(model: Any, backend: str = "inductor") -> None:
+    """Compile the blocks of both towers, each kind of block once, for any number of tokens.
+
+    Attention stays as it is between the compiled parts, and so do shapes: the token axis is a symbol from the start,
+    and no shape is padded, so that a new length is never a new program.
+
+    Args:
+        model: The adapted transformers model.
+        backend: torch's compiler, as :func:`torch.compile` names it.
+    """
+    register(compiled=True)
+    options = {"shape_padding": False} if backend == "inductor" else None
+    for block in (*model.model.visual.blocks, *model.model.language_model.layers):
+        block.compile(dynamic=True, backend=backend, options=options)
+
+
+def graphs() -> int:
+    """Programs that torch has compiled in this process so far."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

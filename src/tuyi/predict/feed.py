@@ -1,0 +1,167 @@
+"""The way to the model: rows are encoded, packed and copied to its device while it works on earlier ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+import torch
+
+from tuyi.data.example import Example, Image
+from tuyi.encode.encoded import Encoded
+from tuyi.encode.encoder import Encoder, LabelTokens
+from tuyi.encode.pack import Pack, group, pack
+from tuyi.errors import DataError, ModelError
+from tuyi.model.forward import Batch, to_device
+from tuyi.predict.engine import SizedRow
+from tuyi.vision.arena import Block
+from tuyi.vision.pool import PicturePool
+from tuyi.vision.spec import ImagePatches, VisionSpec
+
+__all__ = ["Feed", "Ready"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Ready:
+    """A pack whose tensors lie on the device.
+
+    Args:
+        examples: Its rows as they came.
+        encoded: The same, encoded.
+        labels: The labels of each row's task.
+        pack: Them laid out.
+        batch: The pack on the device.
+    """
+
+    examples: Sequence[Example]
+    encoded: Sequence[Encoded]
+    labels: Sequence[LabelTokens]
+    pack: Pack
+    batch: Batch
+
+
+class Feed:
+    """Encodes rows ahead of a model.
+
+    Args:
+        encoder: Of the model, with its tasks.
+        device: Where packs go.
+        pack_tokens: Most tokens of one pack, label branches included.
+        workers: Pictures that are decoded at a time.
+        window: Rows sorted by length together; also the most that wait for each other.
+        pool: Processes that decode; threads of this process where None.
+        on_bad_row: Called with what is wrong with a row that cannot be read after all; such a row stops everything
+            where not given.
+    """
+
+    def __init__(
+        self, encoder: Encoder, device: torch.device, *, pack_tokens: int, workers: int, window: int,
+        pool: PicturePool | None = None, on_bad_row: Callable[[DataError], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._on_bad_row = on_bad_row
+        self._encoder, self._device, self._pool = encoder, device, pool
+        self._pack_tokens, self._workers, self._window = pack_tokens, workers, window
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._rows = ThreadPoolExecutor(workers, "rows")
+        self._packs = ThreadPoolExecutor(1, "packs")
+
+    def packs(self, rows: Iterable[SizedRow]) -> Generator[Ready, None, None]:
+        """Packs in the order in which they are to run: longest rows first in each window.
+
+        Raises:
+            ModelError: A row's task needs free text, which is not scored.
+            DataError: A picture that cannot be read after all.
+        """
+        coming: deque[tuple[int, Future[Ready | None]]] = deque()
+        try:
+            for examples, tokens in self._grouped(rows):
+                coming.append((len(examples), self._start(examples, tokens)))
+                # ahead lie rows for every worker, and at least the pack after the one that runs
+                while len(coming) > 2 and sum(count for count, _ in coming) > 3 * self._workers:
+                    if (ready := coming.popleft()[1].result()) is not None:
+                        yield ready
+            while coming:
+                if (ready := coming.popleft()[1].result()) is not None:
+                    yield ready
+        finally:
+            for _, future in coming:
+                future.cancel()
+
+    def again(self, examples: Sequence[Example]) -> Ready:
+        """The pack of some rows, now, in this thread."""
+        return self._ready(examples, [self._encoder.encode(row, labelled=False) for row in examples])
+
+    def close(self) -> None:
+        """End the threads; the pool is its owner's."""
+        self._rows.shutdown(wait=True, cancel_futures=True)
+        self._packs.shutdown(wait=True, cancel_futures=True)
+
+    def _grouped(self, rows: Iterable[SizedRow]) -> Iterator[tuple[list[Example], int]]:
+        """Rows that pass the model together, and their tokens without branches."""
+        rows = iter(rows)
+        tasks = self._encoder.tasks
+        while window := list(islice(rows, self._window)):
+            # rows of a task side by side share the beginning of their prompts
+            window.sort(key=lambda row: (tasks.of(row[0]).name, -row[1]))
+            sized = ((row, row[1] + self._branch_tokens(row[0])) for row in window)
+            for together in group(sized, self._pack_tokens):
+                yield [row for row, _ in together], sum(tokens for _, tokens in together)
+
+    def _branch_tokens(self, row: Example) -> int:
+        task = self._encoder.tasks.of(row)
+        if not task.answer.is_plain:
+            raise ModelError(f"task {task.name} answers with more than a label; this engine scores labels only")
+        return sum(self._encoder.labels(task).branch_lengths)
+
+    def _start(self, examples: list[Example], tokens: int) -> Future[Ready | None]:
+        spec = self._encoder.spec
+        block, look = None, None
+        if self._pool is not None:
+            # patches of one frame; a video's are not cut by the pool
+            block = self._pool.block(tokens * spec.merge_size**2 * 3 * spec.patch_size**2)
+            look = partial(_look, self._pool, block)
+        encoded = [self._rows.submit(self._encoder.encode, row, labelled=False, look=look) for row in examples]
+        return self._packs.submit(self._assemble, examples, encoded, block)
+
+    def _assemble(
+        self, examples: list[Example], coming: Sequence[Future[Encoded]], block: Block | None
+    ) -> Ready | None:
+        try:
+            wait(coming)
+            encoded = [row for row in map(self._result, coming) if row is not None]
+            return self._ready(examples, encoded) if encoded else None
+        finally:
+            if block is not None:
+                block.release()
+
+    def _result(self, row: Future[Encoded]) -> Encoded | None:
+        try:
+            return row.result()
+        except DataError as error:
+            if self._on_bad_row is None:
+                raise
+            self._on_bad_row(error)
+            return None
+
+    def _ready(self, examples: Sequence[Example], encoded: list[Encoded]) -> Ready:
+        labels = [self._encoder.labels(self._encoder.tasks[row.task]) for row in encoded]
+        packed = pack(encoded, labels)
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            batch = to_device(packed, self._encoder.spec, self._device)
+        if self._stream is not None:
+            self._stream.synchronize()  # waits in this thread alone; then the host's memory is free again
+            runs_on = torch.cuda.default_stream(self._device)
+            for tensor in batch.tensors():
+                tensor.record_stream(runs_on)
+        return Ready(examples, encoded, labels, packed, batch)
+
+
+def _look(
+    pool: PicturePool, block: Block, image: Image, spec: VisionSpec, min_pixels: int, max_pixels: int
+) -> ImagePatches:
+    return pool.patches(image, spec, min_pixels, max_pixels, into=block)

@@ -1,0 +1,52 @@
+"""How many tokens may pass the model together: as many as fit the memory that is free once its weights are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["bytes_per_token", "pack_tokens", "tokens_in"]
+
+_MOST = 32768
+"""Beyond this a larger pack gains nothing (measured on an H200: matrix products are as fast as they get)."""
+_ON_CPU = 16384
+_LEAST = 1024
+_SHARE = 0.7
+"""Of the free memory; the rest is for logits, packs that wait and what the allocator cannot use."""
+
+
+def bytes_per_token(config: Any) -> int:
+    """Memory that a token of a pack takes while it passes the larger of the two towers, in 16 bits.
+
+    The widest point of a block holds the MLP's gate, up and product beside a dozen vectors of the hidden size; every
+    token may be a picture's, with the patches that it was merged from.
+
+    Args:
+        config: transformers' configuration of the model.
+    """
+    text, vision = config.text_config, config.vision_config
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+    language: int = 2 * (3 * text.intermediate_size + 12 * text.hidden_size)
+    tower: int = 2 * (3 * inner + 12 * width) * vision.spatial_merge_size**2
+    return max(language, tower)
+
+
+def pack_tokens(model: Any, device: torch.device) -> int:
+    """The token budget of a pack for a model whose weights are on the device.
+
+    Args:
+        model: The transformers model.
+        device: Where it is.
+    """
+    if device.type != "cuda":
+        return _ON_CPU
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return tokens_in(free, model.config)
+
+
+def tokens_in(free: int, config: Any) -> int:
+    """The token budget that ``free`` bytes of a GPU allow, its weights already there."""
+    return max(_LEAST, min(_MOST, int(free * _SHARE) // bytes_per_token(config)))

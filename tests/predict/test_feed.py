@@ -1,0 +1,243 @@
+"""Rows on their way to the model: order, packs, how far ahead they are read, damage, ends."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+
+from tuyi.data.example import Example, Image, Text
+from tuyi.encode.encoded import Encoded
+from tuyi.encode.encoder import Encoder
+from tuyi.errors import DataError, ModelError
+from tuyi.predict.engine import SizedRow
+from tuyi.predict.feed import Feed, Ready
+from tuyi.vision.pool import PicturePool
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder(twins: Callable[[str], Any]) -> Encoder:
+    encoder: Encoder = twins("qwen2_vl").encoder
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def sized(encoder: Encoder, picture: Callable[..., Image]) -> list[SizedRow]:
+    """24 rows of two tasks, with no, one and two pictures; some lengths are equal."""
+    rows = []
+    for number in range(24):
+        pictures = [picture(40 + 12 * (number % 7), 60, seed=2 * number + index) for index in range(number % 3)]
+        content = (Text("你好 " * (number % 5)), *pictures, Text("what?"))
+        row = Example(id=f"r{number}", content=content, task=["colour", "shape"][number % 2])
+        rows.append((row, encoder.length(row, labelled=False).tokens))
+    return rows
+
+
+def damaged(picture: Callable[..., Image], name: str = "bad") -> Example:
+    """A row whose picture has a whole header and an end, and nothing between."""
+    file = io.BytesIO()
+    Pillow.open(io.BytesIO(picture(90, 80, seed=77).source)).save(file, "JPEG")  # type: ignore[arg-type]
+    header, _, _ = file.getvalue().partition(b"\xff\xda")
+    broken = Image(header + b"\xff\xd9", "broken.jpg")
+    return Example(id=name, content=(broken, Text("what?")), task="shape")
+
+
+def feed(encoder: Encoder, **options: Any) -> closing[Feed]:
+    return closing(Feed(encoder, CPU, **{"pack_tokens": 400, "workers": 2, "window": 1024, **options}))
+
+
+def ids(packs: list[Ready]) -> list[str]:
+    return [row.id for ready in packs for row in ready.encoded]
+
+
+def in_time(action: Callable[[], Any], seconds: float = 10) -> bool:
+    """Whether something ends; what does not is left behind in a thread that nothing waits for."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("window", [24, 10, 1])
+@pytest.mark.parametrize("pack_tokens", [1, 400, 100_000])
+def test_each_row_once_longest_first_in_packs_within_the_budget(
+    encoder: Encoder, sized: list[SizedRow], pack_tokens: int, window: int
+):
+    with feed(encoder, pack_tokens=pack_tokens, window=window) as ahead:
+        packs = list(ahead.packs(sized))
+    expected = [
+        row.id
+        for begin in range(0, 24, window)
+        for task in ("colour", "shape")  # rows of a task side by side
+        for row, _ in sorted(sized[begin : begin + window], key=lambda pair: -pair[1])
+        if row.task == task
+    ]
+    assert ids(packs) == expected
+    for ready in packs:
+        alone = sum(map(len, ready.encoded)) + sum(sum(labels.branch_lengths) for labels in ready.labels)
+        assert alone <= pack_tokens or len(ready.encoded) == 1
+        assert len(ready.pack.ids) == alone - ready.pack.shared * (len(ready.encoded) - 1)
+        assert [row.id for row in ready.examples] == [row.id for row in ready.encoded]
+        assert torch.equal(ready.batch.ids, torch.from_numpy(ready.pack.ids))
+    sizes = [len(ready.encoded) for ready in packs]
+    if pack_tokens == 1 or window == 1:
+        assert sizes == [1] * 24
+    elif pack_tokens == 100_000:
+        assert sizes == [min(window, 24 - begin) for begin in range(0, 24, window)]
+    else:
+        assert max(sizes) > 2
+
+
+def test_rows_are_read_as_they_are_needed(encoder: Encoder, sized: list[SizedRow], monkeypatch: pytest.MonkeyPatch):
+    pulled, encoded = [], []
+
+    def endless() -> Iterator[SizedRow]:
+        for number in count():
+            row, tokens = sized[number % 24]
+            pulled.append(number)
+            yield replace(row, id=f"{number}"), tokens
+
+    encode = Encoder.encode
+
+    def counted(self: Encoder, row: Example, **options: Any) -> Encoded:
+        encoded.append(row.id)
+        return encode(self, row, **options)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    done = 0
+    with feed(encoder, workers=1, window=6) as ahead, closing(ahead.packs(endless())) as packs:
+        for ready in islice(packs, 12):
+            done += len(ready.encoded)
+            ahead._rows.submit(int).result()  # one worker: all that was handed to it is done
+            assert len(ready.encoded) <= 6
+            assert len(encoded) - done <= 3 * 6, "at most three packs ahead"
+            assert len(pulled) - done <= 3 * 6 + 6, "and a window of rows that are not encoded yet"
+    assert done > 12
+
+
+def test_a_row_damaged_behind_its_header_stops_everything(
+    encoder: Encoder, sized: list[SizedRow], picture: Callable[..., Image]
+):
+    bad = damaged(picture)
+    rows = [*sized[:5], (bad, encoder.length(bad, labelled=False).tokens), *sized[5:]]
+    ahead = Feed(encoder, CPU, pack_tokens=400, workers=2, window=8)
+    with pytest.raises(DataError, match=r"id bad: .*broken\.jpg"):
+        list(ahead.packs(rows))
+    assert in_time(ahead.close)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("pack_tokens", [1, 400, 100_000])
+def test_damaged_rows_are_told_of_and_the_others_go_on(
+    encoder: Encoder, sized: list[SizedRow], picture: Callable[..., Image], pack_tokens: int, pooled: bool
+):
+    bad = [damaged(picture, f"bad{index}") for index in range(3)]
+    rows = [(row, encoder.length(row, labelled=False).tokens) for row in bad]
+    told: list[DataError] = []
+    pool = PicturePool(2, 8 << 20) if pooled else None
+    with feed(encoder, pack_tokens=pack_tokens, on_bad_row=told.append, pool=pool) as ahead:
+        packs = list(ahead.packs([rows[0], *sized[:7], rows[1], *sized[7:], rows[2]]))
+        none = list(ahead.packs(rows))
+    if pool is not None:
+        pool.close()
+    assert sorted(ids(packs)) == sorted(row.id for row, _ in sized)
+    assert none == []
+    assert sorted(error.place.id or "" for error in told) == sorted(["bad0", "bad1", "bad2"] * 2)
+    assert all("broken.jpg" in str(error) for error in told)
+    for ready in packs:
+        assert len(ready.labels) == len(ready.encoded) == len(ready.pack.rows)
+
+
+def test_an_open_task_is_refused(encoder: Encoder):
+    row = Example(id="t", content=(Text("hello"),), task="talk")
+    with feed(encoder) as ahead, pytest.raises(ModelError, match="task talk answers with more than a label"):
+        list(ahead.packs([(row, 10)]))
+
+
+def test_closing_while_rows_are_encoded_ends_the_threads(
+    encoder: Encoder, sized: list[SizedRow], monkeypatch: pytest.MonkeyPatch
+):
+    """Threads that are at work end their row; rows that nobody has begun are dropped; nothing waits for those."""
+    encode, go_on, begun = Encoder.encode, threading.Event(), []
+
+    def slow(self: Encoder, row: Example, **options: Any) -> Encoded:
+        begun.append(row.id)
+        if len(begun) > 6:  # the first pack is quick
+            assert go_on.wait(20)
+        return encode(self, row, **options)
+
+    monkeypatch.setattr(Encoder, "encode", slow)
+    before = set(threading.enumerate())
+    ahead = Feed(encoder, CPU, pack_tokens=100_000, workers=2, window=6)
+    submitted: list[Any] = []
+    submit = ahead._rows.submit
+    monkeypatch.setattr(ahead._rows, "submit", lambda *a, **o: submitted.append(submit(*a, **o)) or submitted[-1])
+    packs = ahead.packs(sized)
+    assert len(next(packs).encoded) == 6
+    while len(begun) < 8:
+        time.sleep(0.01)
+    packs.close()
+    threading.Timer(0.2, go_on.set).start()
+    try:
+        assert in_time(ahead.close), "close() waits for rows that were cancelled"
+        assert len(begun) == 8
+    finally:
+        go_on.set()
+        for future in submitted:  # wakes who waits for it, so that a failure does not hang the tests
+            if future._state == "CANCELLED":
+                future.set_running_or_notify_cancel()
+    ahead.close()
+    assert not {thread for thread in set(threading.enumerate()) - before if thread.name.startswith(("rows", "packs"))}
+
+
+def test_patches_by_a_pool_are_those_of_threads(encoder: Encoder, sized: list[SizedRow]):
+    """Also once the pool's memory has gone round several times."""
+    with feed(encoder, pack_tokens=300) as ahead:
+        expected = list(ahead.packs(sized))
+    with PicturePool(2, 1 << 20) as pool, feed(encoder, pack_tokens=300, pool=pool) as ahead:
+        found = list(ahead.packs(sized))
+        assert ids(found) == ids(expected)
+        assert sum(ready.batch.tower is not None for ready in found) > 3
+        for one, other in zip(found, expected, strict=True):
+            assert (one.batch.tower is None) == (other.batch.tower is None)
+            if one.batch.tower is not None:
+                assert one.batch.tower.patches.shape == other.batch.tower.patches.shape
+                assert torch.equal(one.batch.tower.patches, other.batch.tower.patches), ids([one])
+
+
+def test_what_was_stopped_gives_the_pools_memory_back(encoder: Encoder, sized: list[SizedRow]):
+    rows = [pair for pair in sized if pair[0].images]
+    pool = PicturePool(1, 600_000)
+    with feed(encoder, pack_tokens=300, workers=1, pool=pool) as ahead:
+        found: list[Ready] = []
+
+        def again() -> None:
+            for _ in range(4):
+                with closing(ahead.packs(rows)) as packs:
+                    next(packs)
+            found.extend(ahead.packs(rows))
+
+        ended = in_time(again)
+        pool.close()  # wakes who waits for memory
+    assert ended, "blocks of packs that were cancelled are never given back"
+    assert sorted(ids(found)) == sorted(row.id for row, _ in rows)
+
+
+def test_again_is_the_same_pack_at_once(encoder: Encoder, sized: list[SizedRow]):
+    with feed(encoder, pack_tokens=100_000) as ahead:
+        (ready,) = ahead.packs(sized[:6])
+        now = ahead.again(ready.examples)
+    assert ids([now]) == ids([ready])
+    np.testing.assert_array_equal(now.pack.ids, ready.pack.ids)
