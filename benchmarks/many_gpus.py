@@ -33,7 +33,8 @@ def rows_per_second(model: str, tasks: Any, rows: list[Any], count: int, args: a
     """Rows a second of ``count`` devices, warm-up left out."""
     devices = [f"cuda:{number}" if args.kind == "cuda" else "cpu" for number in range(count)]
     cores = max(1, (os.cpu_count() or 1) // max(args.counts))
-    engine = DevicesEngine(model, tasks, PredictSettings(workers=cores * count), devices, print)
+    settings = PredictSettings(workers=cores * count, compile=args.kind == "cuda")
+    engine = DevicesEngine(model, tasks, settings, devices, print)
     try:
         warm = min(WARM_ROWS, args.rows // 4) * count
         for _ in engine.predict(islice(rows, warm)):

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -106,8 +107,8 @@ class Feed:
         rows = iter(rows)
         tasks = self._encoder.tasks
         while window := list(islice(rows, self._window)):
-            # rows of a task side by side share the beginning of their prompts
-            window.sort(key=lambda row: (tasks.of(row[0]).name, -row[1]))
+            # rows of a task side by side share the beginning of their prompts, rows with the same picture its features
+            window.sort(key=lambda row: (tasks.of(row[0]).name, -row[1], _picture_bytes(row[0])))
             sized = ((row, row[1] + self._branch_tokens(row[0])) for row in window)
             for together in group(sized, self._pack_tokens):
                 yield [row for row, _ in together], sum(tokens for _, tokens in together)
@@ -159,6 +160,19 @@ class Feed:
             for tensor in batch.tensors():
                 tensor.record_stream(runs_on)
         return Ready(examples, encoded, labels, packed, batch)
+
+
+def _picture_bytes(row: Example) -> tuple[int, ...]:
+    """Sizes of a row's picture files; equal for equal pictures. A missing file is found out by whoever reads it."""
+    sources = [image.source for image in row.images]
+    return tuple(len(one) if isinstance(one, bytes) else _size(one) for one in sources)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def _look(

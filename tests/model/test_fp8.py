@@ -1,0 +1,234 @@
+"""8-bit linear layers, and what 16 bits do to a model's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tuyi.data.example import Example
+from tuyi.encode.encoder import Encoder
+from tuyi.encode.pack import pack
+from tuyi.errors import ModelError
+from tuyi.model import fp8
+from tuyi.model.fast import tune
+from tuyi.model.forward import to_device
+from tuyi.model.fp8 import Fp8Linear, use_fp8
+from tuyi.model.load import Model, load_frontend, load_model
+from tuyi.predict.scoring import normalise, score_labels
+from tuyi.task.catalog import TaskSet
+
+NAMES = ["builtin:tiny", "builtin:tiny-qwen2.5", "builtin:tiny-qwen3"]
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+needs_fp8 = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="needs Ada or Hopper"
+)
+
+
+def layer(inside: int = 64, out: int = 48, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(inside, out, bias=bias).to(torch.bfloat16)
+
+
+def emulated(values: Tensor, weight: Tensor, *, scale_a: Tensor, scale_b: Tensor, **options: Any) -> Tensor:
+    """What the 8-bit matrix unit computes, for machines without one."""
+    assert values.dtype is weight.dtype is torch.float8_e4m3fn
+    assert (scale_a.shape, scale_b.shape) == ((len(values), 1), (1, weight.shape[1]))
+    assert scale_a.dtype is scale_b.dtype is torch.float32
+    assert scale_b.is_contiguous()
+    assert weight.stride(0) == 1, "the unit wants the weight column by column"
+    product: Tensor = (values.float() * scale_a) @ (weight.float() * scale_b)
+    return product.to(options["out_dtype"])
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_scaled_mm", emulated)
+
+
+def test_rounding_keeps_three_bits_of_each_number():
+    torch.manual_seed(0)
+    rows = torch.randn(6, 200) * torch.tensor([1e-6, 1e-2, 1.0, 10.0, 1e4, 0.0])[:, None]
+    rows[2, 0] = 1000.0
+    values, scale = fp8._rounded(rows)
+    assert values.dtype is torch.float8_e4m3fn
+    assert scale.shape == (6, 1)
+    back = values.float() * scale
+    largest = rows.abs().amax(1, keepdim=True)
+    near = (back - rows).abs() <= 2**-4 * rows.abs() + 2**-10 * largest / 448 * 1.01
+    assert near.all()
+    assert (values.float().abs().amax(1) == torch.tensor([448.0] * 5 + [0.0])).all(), "all of the range is used"
+    assert not back[5].any()
+    assert back.isfinite().all()
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_in_8_bits_is_nearly_the_layer(bias: bool):
+    linear = layer(bias=bias)
+    rounded = Fp8Linear(linear)
+    assert_near(linear, rounded, torch.randn(2, 7, 64).to(torch.bfloat16))
+    assert rounded(torch.zeros(1, 3, 64, dtype=torch.bfloat16)).isfinite().all()
+    assert not list(rounded.state_dict()) or list(rounded.state_dict()) == ["bias"]
+
+
+def assert_near(linear: nn.Linear, rounded: Fp8Linear, x: Tensor) -> None:
+    with torch.inference_mode():
+        found, expected = rounded(x), linear(x)
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    off = (found - expected).float().norm() / expected.float().norm()
+    assert 0.001 < off < 0.05
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_large_value_costs_its_own_row_alone():
+    linear, x = layer(), torch.randn(4, 64).to(torch.bfloat16)
+    rounded = Fp8Linear(linear)
+    wild = x.clone()
+    wild[2, 5] = 30_000.0
+    assert torch.equal(rounded(wild)[[0, 1, 3]], rounded(x)[[0, 1, 3]])
+    with torch.no_grad():
+        before = Fp8Linear(linear)(x)
+        linear.weight[7, 3] = 500.0
+        after = Fp8Linear(linear)(x)
+    others = [index for index in range(48) if index != 7]
+    assert torch.equal(before[:, others], after[:, others])
+
+
+def test_a_cpu_is_told_what_to_do():
+    hf = load_model(load_frontend("builtin:tiny", ["text"]), device="cpu").hf
+    with pytest.raises(ModelError, match=r"fp8 needs a GPU of compute capability 8\.9 or more.*; use bfloat16"):
+        use_fp8(hf)
+    assert not any(isinstance(module, Fp8Linear) for module in hf.modules())
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A model of some layers that says that it is on a GPU."""
+
+    def make(capability: tuple[int, int], *layers: nn.Module) -> Any:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        found = SimpleNamespace(device=torch.device("cuda"))
+        return SimpleNamespace(
+            parameters=lambda: iter([found]),
+            model=SimpleNamespace(language_model=SimpleNamespace(layers=nn.ModuleList(layers))),
+        )
+
+    return make
+
+
+def test_old_gpus_and_odd_sizes_are_refused_and_left_as_they_are(pretend: Callable[..., Any]):
+    blocks = [nn.Sequential(layer(64, 48), nn.GELU()), nn.Sequential(layer(48, 40))]
+    with pytest.raises(ModelError, match=r"8\.9"):
+        use_fp8(pretend((8, 0), *blocks))
+    with pytest.raises(ModelError, match=r"multiples of 16; 0 is 48 x 40; use bfloat16"):
+        use_fp8(pretend((9, 0), *blocks))
+    assert isinstance(blocks[0][0], nn.Linear), "nothing was replaced before the odd one was found"
+
+
+def test_every_linear_layer_of_the_blocks_is_replaced(pretend: Callable[..., Any]):
+    block = nn.ModuleDict({"inner": nn.Sequential(layer(64, 48), nn.GELU()), "out": layer(48, 64, bias=False)})
+    model = pretend((8, 9), block, nn.Sequential(layer(16, 32)))
+    assert use_fp8(model) == 3
+    kinds = [type(module).__name__ for module in model.model.language_model.layers.modules()]
+    assert kinds.count("Fp8Linear") == 3
+    assert "Linear" not in kinds
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@gpu
+@needs_fp8
+@pytest.mark.parametrize(("inside", "out"), [(64, 48), (1536, 8960), (3584, 512)])
+def test_the_gpus_layer_is_nearly_the_layer(inside: int, out: int):
+    linear = layer(inside, out).cuda()
+    rounded = Fp8Linear(linear)
+    for shape in ((1, 1), (1, 7), (2, 333)):
+        x = torch.randn(*shape, inside, device="cuda", dtype=torch.bfloat16)
+        assert_near(linear, rounded, x)
+        with torch.inference_mode():
+            values, scale = fp8._rounded(x.view(-1, inside))
+            expected = emulated(
+                values, rounded.weight_8.t(), scale_a=scale, scale_b=rounded.scale, out_dtype=torch.float32
+            )
+            found = rounded(x).view(-1, out).float()
+        torch.testing.assert_close(found, expected + linear.bias.float(), atol=3e-2, rtol=2e-2)
+
+
+def loaded(name: str, tasks: TaskSet, device: str) -> tuple[Model, Encoder]:
+    torch.set_num_threads(1)
+    frontend = load_frontend(name, [text for one in tasks for text in one.wording])
+    model = load_model(frontend, device=device, dtype="bfloat16", seed=1)
+    return model, Encoder(frontend.tokenizer, frontend.spec, tasks)
+
+
+def packed(model: Model, encoder: Encoder, rows: list[Example]) -> list[np.ndarray[Any, Any]]:
+    labels = [encoder.labels(encoder.tasks.of(row)) for row in rows]
+    scores = score_labels(model, [encoder.encode(row, labelled=False) for row in rows], labels)
+    return [normalise(one) for one in scores]
+
+
+def one_by_one(model: Model, encoder: Encoder, row: Example) -> np.ndarray[Any, Any]:
+    """Each label in a sequence of its own."""
+    names = encoder.labels(encoder.tasks.of(row)).names
+    scores = []
+    for name in names:
+        answered = pack([encoder.encode(replace(row, label=name), labelled=True)])
+        batch = to_device(answered, model.spec, model.device)
+        with torch.inference_mode():
+            logprobs = model.hf(batch=batch).log_softmax(-1)
+        scores.append(float(logprobs.gather(1, batch.targets[:, None]).sum()))
+    return normalise(np.asarray(scores, np.float32))
+
+
+PACK = ["image", "image-first", "text", "image-last", "images", "history", "system", "video"]
+
+
+@gpu
+@needs_fp8
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_in_8_bits_keeps_its_labels(name: str, tasks: TaskSet, rows: dict[str, Example]):
+    model, encoder = loaded(name, tasks, "cuda")
+    examples = [rows[key] for key in PACK]
+    before = packed(model, encoder, examples)
+    assert use_fp8(model.hf) == 3 * 7
+    after = packed(model, encoder, examples)
+    for one, other in zip(before, after, strict=True):
+        sure = np.sort(one)[-1] - np.sort(one)[-2] > 0.1
+        assert not sure or one.argmax() == other.argmax()
+        assert abs(one - other).max() < 0.1
+    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("device", "tuned"),
+    [
+        ("cpu", False),
+        pytest.param("cuda", False, marks=[gpu, needs_gpu]),
+        pytest.param("cuda", True, marks=[gpu, needs_gpu]),
+    ],
+)
+def test_scores_in_16_bits_are_those_of_every_label_alone(
+    name: str, device: str, tuned: bool, tasks: TaskSet, rows: dict[str, Example]
+):
+    """But for rounding: on a CPU, 16 bits put either up to 0.01 off what float32 says of these rows."""
+    model, encoder = loaded(name, tasks, device)
+    if tuned:
+        chosen = [line.split(":")[0] for line in tune(model.hf)]
+        assert chosen == ["attention of the tower", "attention of the language"]
+    examples = [rows[key] for key in PACK]
+    off = []
+    for row, ours in zip(examples, packed(model, encoder, examples), strict=True):
+        alone = one_by_one(model, encoder, row)
+        np.testing.assert_allclose(ours, alone, atol=0.02, err_msg=row.id)
+        off.append(abs(ours - alone).max())
+    assert np.mean(off) < 0.005
