@@ -34,17 +34,21 @@ def test_rows_lie_end_to_end(qwen3: Any, rows: dict[str, Example]):
     assert packed.branches is None
 
 
-def test_visual_tokens_stand_where_the_media_go(qwen3: Any, rows: dict[str, Example]):
-    encoded = [qwen3.encoder.encode(rows[name], labelled=True) for name in ("images", "mixed", "text", "video")]
+@pytest.mark.parametrize("labelled", [True, False])
+def test_visual_tokens_stand_where_the_media_go(qwen3: Any, rows: dict[str, Example], labelled: bool):
+    """Each medium by itself in training; in prediction equal ones once, here three drawings and one clip."""
+    encoded = [qwen3.encoder.encode(rows[name], labelled=labelled) for name in ("images", "mixed", "text", "video")]
     packed = pack(encoded)
     tokenizer = qwen3.processor.tokenizer
-    for visual, pad, count in ((packed.images, "<|image_pad|>", 3), (packed.videos, "<|video_pad|>", 1)):
+    counts = (5, 3) if labelled else (3, 1)
+    for visual, pad, count in zip((packed.images, packed.videos), ("<|image_pad|>", "<|video_pad|>"), counts):
         assert visual is not None
-        assert len(visual.grids) == count, "five pictures of three drawings, one clip thrice"
+        assert len(visual.grids) == count
         stands = np.flatnonzero(packed.ids == tokenizer.convert_tokens_to_ids(pad))
         np.testing.assert_array_equal(np.sort(visual.at), stands)
         assert visual.grids.tolist() == sorted(visual.grids.tolist()), "equal sizes lie side by side"
         assert sum(map(len, visual.patches)) == visual.grids.prod(1).sum()
+        assert [size for _, size in visual.new] == [len(values) // 4 for values in visual.patches]
         assert {values.dtype for values in visual.patches} == {np.dtype(np.uint8)}
         assert set(visual.features) == set(range(visual.grids.prod(1).sum() // 4)), "every feature is used"
     lone = pack([encoded[2]])

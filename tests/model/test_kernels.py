@@ -152,12 +152,15 @@ def test_presence_needs_a_gpu_and_a_package(monkeypatch: pytest.MonkeyPatch):
         assert not missing.present(gpu)
 
 
-def test_kernels_take_16_bits_on_a_gpu():
+def test_kernels_take_16_bits_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(kernels, "_is_ampere", lambda device: True)
     assert varlen_available(gpu)
     assert varlen_available(gpu, torch.float16)
     assert not varlen_available(gpu, torch.float32)
     assert not varlen_available(cpu)
+    monkeypatch.setattr(kernels, "_is_ampere", lambda device: False)
+    assert not varlen_available(gpu)
 
 
 def test_attend_falls_back_to_what_every_gpu_has(monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image as Pillow
 
 from tuyi.data.example import Example, Image, Text
+from tuyi.encode.pack import Pack, pack
 from tuyi.errors import DataError, ModelError
 from tuyi.model.folder import FolderInfo
 from tuyi.predict.engine import SizedRow
@@ -139,14 +140,19 @@ def scene_rows(picture: Callable[..., Image], seeds: list[int]) -> list[Example]
     return [*rows, Example(id="other", content=(Text(said[:-4]), picture(84, 56, seed=40)), task="colour")]
 
 
+def packed(twin: Any, rows: list[Example]) -> Pack:
+    encoded = [twin.encoder.encode(row, labelled=False) for row in rows]
+    return pack(encoded, [twin.encoder.labels(twin.encoder.tasks.of(row)) for row in rows])
+
+
 def test_a_shared_prefix_changes_nothing(twin: Any, picture: Callable[..., Image]):
     """Packs of one share nothing; in the others the prefix stands once."""
     rows = sized(twin, [*scene_rows(picture, [1, 2, 3]), *scene_rows(picture, [])])[:4]
-    with engine(twin) as local:
-        first = local._feed.again([row for row, _ in rows[:2]]).pack
-        assert first.shared > 16
-        assert len(first.ids) == sum(map(len, first.rows)) - first.shared + sum(first.branches.row_lengths)  # type: ignore[union-attr]
-        assert 8 <= local._feed.again([row for row, _ in rows]).pack.shared < first.shared
+    first, all_four = (packed(twin, [row for row, _ in part]) for part in (rows[:2], rows))
+    assert first.shared > 16
+    assert first.branches is not None
+    assert len(first.ids) == sum(map(len, first.rows)) - first.shared + sum(first.branches.row_lengths)
+    assert 8 <= all_four.shared < first.shared
     single = predicted(twin, rows, pack_tokens=1)
     assert_same(predicted(twin, rows[:2], pack_tokens=5000), {key: single[key] for key in ("s0", "s1")})
     assert_same(predicted(twin, rows, pack_tokens=5000), single)
@@ -252,7 +258,6 @@ def test_an_open_task_is_refused(small: Any):
 
 def test_where_the_time_went(small: Any, many: list[SizedRow]):
     with engine(small, pack_tokens=300) as local:
-        assert local.warm_up([row for row, _ in many[:3]]) > 0
         list(local.predict(many))
         spent = local.spent()
     assert list(spent) == ["tower", "language", "labels", "vision wait", "host"]

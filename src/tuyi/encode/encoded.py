@@ -23,10 +23,12 @@ class Media:
     Args:
         patches: The pixels.
         spans: (begin, end) token ranges, in order; one for a picture, one a temporal patch for a Qwen3-VL video.
+        key: Equal for equal pixels; None where nobody asks.
     """
 
     patches: ImagePatches | VideoPatches
     spans: tuple[tuple[int, int], ...]
+    key: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

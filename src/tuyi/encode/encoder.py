@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -131,7 +132,10 @@ class Encoder:
         """
         row = self._prepare(example, labelled)
         is_open = row.task.labels is None
-        patches = [self._patches(part, row.task.budget, row.fitted.max_pixels, look) for part in row.media]
+        try:
+            patches = [self._patches(part, row.task.budget, row.fitted.max_pixels, look) for part in row.media]
+        except DataError as error:
+            raise error.at(replace(example.place, id=example.id)) from error.__cause__
         ids: list[int] = []
         supervised: list[bool] = []
         media: list[Media] = []
@@ -141,7 +145,8 @@ class Encoder:
                 supervised.extend([piece.answer and is_open] * len(piece.ids))
                 continue
             visual, spans = self._visual(patches[piece.media], len(ids))
-            media.append(Media(patches[piece.media], spans))
+            key = None if labelled else _key(patches[piece.media])
+            media.append(Media(patches[piece.media], spans, key))
             ids.extend(visual)
             supervised.extend([False] * len(visual))
         ids.extend(row.answer)
@@ -297,6 +302,12 @@ class Encoder:
             each = (1, h, w) if len(item.spans) > 1 else (t, h, w)
             blocks.extend((begin, each, step) for begin, _ in item.spans)
         return blocks
+
+
+def _key(patches: ImagePatches | VideoPatches) -> bytes:
+    """A hash of the pixels and their grid."""
+    grid = np.asarray(patches.grid, np.uint32).tobytes()
+    return blake2b(patches.values.data, digest_size=16, person=grid).digest()
 
 
 def _media(parts: Iterable[Part]) -> list[Image | Video]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,16 +23,25 @@ class Visual:
     """All pictures, or all videos, of a pack; equal ones once.
 
     Args:
-        patches: uint8, each of shape (P_i, D).
-        grids: int64, shape (N, 3).
+        patches: uint8, each of shape (P_i, D): what passes the tower.
+        grids: int64, shape (N, 3): of the same.
+        new: Of the same, the key and the number of features.
+        known: The same of those whose features are there already.
         at: int64, shape (V,): the token that each visual feature replaces.
-        features: int64, shape (V,): which feature of the tower's output stands there.
+        features: int64, shape (V,): which feature stands there, counting the tower's output, then the known ones.
     """
 
     patches: tuple[NDArray[np.uint8], ...]
     grids: Array
+    new: tuple[tuple[bytes | None, int], ...]
+    known: tuple[tuple[bytes, int], ...]
     at: Array
     features: Array
+
+    def uses(self) -> Iterator[tuple[bytes, int]]:
+        """Keys of all that the pack shows, with the number of features of each."""
+        yield from self.known
+        yield from ((key, count) for key, count in self.new if key is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,13 +97,14 @@ class Pack:
     branches: Branches | None = None
 
 
-def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None) -> Pack:
+def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None, known: Container[bytes] = ()) -> Pack:
     """Lay rows end to end.
 
     Args:
         rows: Encoded rows; for training each with its answer.
         labels: For prediction, the labels of each row's task; their continuations are laid behind the prompts, and
             a beginning that all prompts share stands once.
+        known: Keys of the media whose features need not be computed.
     """
     shared = 0 if labels is None else _shared(rows)
     lengths = tuple(len(row) - shared for row in rows)
@@ -124,8 +134,8 @@ def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None) -
         positions=np.concatenate(positions, axis=1).astype(np.int64),
         shared=shared,
         lengths=lengths,
-        images=_visual(rows, starts - shared, ImagePatches),
-        videos=_visual(rows, starts - shared, VideoPatches),
+        images=_visual(rows, starts - shared, ImagePatches, known),
+        videos=_visual(rows, starts - shared, VideoPatches, known),
         keep=keep.astype(np.int64),
         read=read.astype(np.int64),
         targets=targets.astype(np.int64),
@@ -195,7 +205,10 @@ def _branches(rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: ND
 
 
 def _visual(
-    rows: Sequence[Encoded], starts: NDArray[np.int64], kind: type[ImagePatches] | type[VideoPatches]
+    rows: Sequence[Encoded],
+    starts: NDArray[np.int64],
+    kind: type[ImagePatches] | type[VideoPatches],
+    known: Container[bytes],
 ) -> Visual | None:
     """The media of one kind; ``starts`` says for each row where its token 0 stands, or would."""
     found = [
@@ -204,36 +217,27 @@ def _visual(
     if not found:
         return None
     # order in the tower is free; equal sizes side by side are computed together where attention is dense
-    found.sort(key=lambda pair: pair[0].patches.grid)
-    at = [np.arange(begin + start, end + start) for item, start in found for begin, end in item.spans]
-    counts = [sum(end - begin for begin, end in item.spans) for item, _ in found]
-    first = [_first_equal(found, index) for index in range(len(found))]
-    unique = [index for index, same in enumerate(first) if same == index]
-    begins = dict(zip(unique, np.cumsum([0, *(counts[index] for index in unique)])))
-    features = [np.arange(begins[same], begins[same] + count) for same, count in zip(first, counts)]
+    found.sort(key=lambda pair: (pair[0].key in known, pair[0].patches.grid))
+    first: dict[object, Media] = {}  # what has no key is equal to nothing but itself
+    for item, _ in found:
+        first.setdefault(item.key or id(item), item)
+    begins = dict(zip(first, np.cumsum([0, *map(_features, first.values())])))
+    new = [item for item in first.values() if item.key not in known]
     return Visual(
-        patches=tuple(found[index][0].patches.values for index in unique),
-        grids=np.asarray([found[index][0].patches.grid for index in unique], np.int64),
-        at=np.concatenate(at).astype(np.int64),
-        features=np.concatenate(features).astype(np.int64),
+        patches=tuple(item.patches.values for item in new),
+        grids=np.asarray([item.patches.grid for item in new], np.int64).reshape(-1, 3),
+        new=tuple((item.key, _features(item)) for item in new),
+        known=tuple((item.key, _features(item)) for item in first.values() if item.key and item.key in known),
+        at=np.concatenate(
+            [np.arange(begin + start, end + start) for item, start in found for begin, end in item.spans]
+        ),
+        features=np.concatenate([begins[item.key or id(item)] + np.arange(_features(item)) for item, _ in found]),
     )
 
 
-def _first_equal(found: Sequence[tuple[Media, int]], index: int) -> int:
-    """The first medium with the same pixels as the one at ``index``; they are sorted by grid."""
-    item = found[index][0].patches
-    for other in range(index - 1, -1, -1):
-        earlier = found[other][0].patches
-        if earlier.grid != item.grid:
-            break
-        if _equal(earlier.values, item.values):
-            return _first_equal(found, other)
-    return index
-
-
-def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Whether two pictures are equal; most that differ do so in a few hundred values."""
-    return one is other or (np.array_equal(one[::61], other[::61]) and np.array_equal(one, other))
+def _features(item: Media) -> int:
+    """Visual tokens of a picture or video."""
+    return sum(end - begin for begin, end in item.spans)
 
 
 Row = TypeVar("Row")

@@ -5,7 +5,7 @@ It composes transformers' own modules; nothing of their code is copied or change
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
 from tuyi.model.attention import Layout, use_packed_attention
+from tuyi.model.kept import Kept
 from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec
 
@@ -53,7 +54,9 @@ class Batch:
         if self.layout.keys is not None:
             yield self.layout.keys
         if self.tower is not None:
-            yield from (self.tower.patches, self.tower.at)
+            yield self.tower.at
+            if self.tower.patches is not None:
+                yield self.tower.patches
             yield from (value for value in self.tower.inputs.values() if isinstance(value, Tensor))
             if self.tower.features is not None:
                 yield self.tower.features
@@ -91,29 +94,34 @@ def _copy(array: np.ndarray[Any, Any] | Tensor, device: torch.device) -> Tensor:
 
 
 def _tower(seen: Seen, spec: VisionSpec, device: torch.device) -> Tower:
-    count, width = sum(map(len, seen.patches)), seen.patches[0].shape[1]
-    if device.type == "cuda":
-        patches = torch.empty(count, width, dtype=torch.uint8, device=device)
-        begin = 0
-        for values in seen.patches:
-            patches[begin : begin + len(values)].copy_(torch.from_numpy(values), non_blocking=True)
-            begin += len(values)
-    else:
-        patches = torch.from_numpy(seen.patches[0] if len(seen.patches) == 1 else np.concatenate(seen.patches))
-    in_order = len(seen.features) == 0 or bool((np.diff(seen.features) == 1).all() and seen.features[0] == 0)
+    in_order = bool((seen.features == np.arange(len(seen.features))).all())
     grids = torch.from_numpy(seen.grids)
-    inputs = {
-        name: _copy(value, device) if isinstance(value, Tensor) else value
-        for name, value in grid_inputs(spec, grids).items()
-    }
-    return Tower(patches, grids, inputs, _copy(seen.at, device), None if in_order else _copy(seen.features, device))
+    inputs = grid_inputs(spec, grids) if seen.patches else {}
+    return Tower(
+        patches=_patches(seen.patches, device) if seen.patches else None,
+        grids=grids,
+        inputs={name: _copy(value, device) if isinstance(value, Tensor) else value for name, value in inputs.items()},
+        keys=seen.keys,
+        known=seen.known,
+        at=_copy(seen.at, device),
+        features=None if in_order else _copy(seen.features, device),
+    )
+
+
+def _patches(parts: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Tensor:
+    if device.type != "cuda":
+        return torch.from_numpy(np.concatenate(parts))  # a copy: what the parts lie in may be used again
+    patches = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.uint8, device=device)
+    for place, values in zip(patches.split([len(values) for values in parts]), parts):
+        place.copy_(torch.from_numpy(values), non_blocking=True)  # no further copy where the memory is page-locked
+    return patches
 
 
 def adapt(model: Any, spec: VisionSpec) -> None:
     """Teach a transformers Qwen-VL model to take packs.
 
     ``model(batch=Batch)`` then returns float32 logits (K, vocabulary) of the kept tokens, and with ``head=False``
-    their hidden states (K, D) as they enter the head.
+    their hidden states (K, D) as they enter the head. ``kept`` holds features from pass to pass.
     """
     use_packed_attention(model)
     visual = model.model.visual
@@ -125,19 +133,19 @@ def adapt(model: Any, spec: VisionSpec) -> None:
     model.forward = MethodType(_forward, model)
 
 
-def _forward(self: Any, batch: Batch, head: bool = True) -> Tensor:
+def _forward(self: Any, batch: Batch, head: bool = True, kept: Kept | None = None) -> Tensor:
     self.model.language_model.layers[-1].mlp.tuyi_keep = batch.keep
-    hidden_KD = _hidden_states(self, batch)[batch.keep]
+    hidden_KD = _hidden_states(self, batch, kept)[batch.keep]
     logits_KV: Tensor = self.lm_head(hidden_KD).float() if head else hidden_KD
     return logits_KV
 
 
-def _hidden_states(model: Any, batch: Batch) -> Tensor:
+def _hidden_states(model: Any, batch: Batch, kept: Kept | None) -> Tensor:
     """The language model's last hidden states, (T, D)."""
     embeds_1TD = model.get_input_embeddings()(batch.ids)[None]
     extra: dict[str, Any] = {}
     if batch.tower is not None:
-        embeds_1TD, extra = _see(model, batch, batch.tower, embeds_1TD)
+        embeds_1TD, extra = _see(model, batch, batch.tower, embeds_1TD, kept)
     out = model.model.language_model(
         inputs_embeds=embeds_1TD, position_ids=batch.positions, use_cache=False, layout=batch.layout, **extra
     )
@@ -145,13 +153,14 @@ def _hidden_states(model: Any, batch: Batch) -> Tensor:
     return hidden_TD
 
 
-def _see(model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor) -> tuple[Tensor, dict[str, Any]]:
+def _see(
+    model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor, kept: Kept | None
+) -> tuple[Tensor, dict[str, Any]]:
     """Embeddings with the visual features in their places, and what else the language model takes of them."""
-    seen = model.model.visual(tower.patches, grid_thw=tower.grids, **tower.inputs)
-    features_VD = seen.pooler_output.to(embeds_1TD.dtype)
-    deep = getattr(seen, "deepstack_features", None) or ()
+    levels = _features(model, tower, kept)
     if not len(tower.at):  # the tower ran only to keep step: its result must reach the loss with weight 0
-        return embeds_1TD + 0 * sum(x.sum() for x in (features_VD, *deep)), {}
+        return embeds_1TD + 0 * sum(x.sum() for x in levels), {}
+    features_VD, *deep = levels
     used_VD = features_VD if tower.features is None else features_VD[tower.features]
     embeds_1TD = embeds_1TD.index_copy(1, tower.at, used_VD[None])
     if not deep:
@@ -162,6 +171,27 @@ def _see(model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor) -> tuple[Te
     mask_1T = torch.zeros(1, len(batch.ids), dtype=torch.bool, device=batch.ids.device)
     mask_1T[0, tower.at] = True
     return embeds_1TD, {"visual_pos_masks": mask_1T, "deepstack_visual_embeds": [x[order] for x in deep]}
+
+
+def _features(model: Any, tower: Tower, kept: Kept | None) -> list[Tensor]:
+    """Visual features, then those of the deeper levels where the family has them: new ones first, then known ones."""
+    levels: list[list[Tensor]] = []
+    made: list[Tensor]
+    if tower.patches is not None:
+        seen = model.model.visual(tower.patches, grid_thw=tower.grids, **tower.inputs)
+        made = [seen.pooler_output.to(model.dtype), *(getattr(seen, "deepstack_features", None) or ())]
+        levels = [[level] for level in made]
+        if kept is not None:
+            sizes = (tower.grids.prod(1) // model.model.visual.spatial_merge_size**2).tolist()
+            for key, *own in zip(tower.keys, *(level.split(sizes) for level in made)):
+                kept.keep(key, own)
+    if tower.known:
+        assert kept is not None, "known features need a pass that is given them"
+        found = [kept[key] for key in tower.known]
+        levels = levels or [[] for _ in found[0]]
+        for level, parts in zip(levels, zip(*found)):
+            level.extend(parts)
+    return [torch.cat(level) if len(level) > 1 else level[0] for level in levels]
 
 
 def _mlp_where_read(self: Any, hidden_1TD: Tensor) -> Tensor:

@@ -23,16 +23,20 @@ class Tower:
     """Pictures and videos of a pack as the tower takes them.
 
     Args:
-        patches: uint8 (P, D), pictures first, then videos.
+        patches: uint8 (P, D), pictures first, then videos; None where all features are known.
         grids: (N, 3), on the CPU.
         inputs: transformers' names of what is made ready → values.
+        keys: Of the N; under these their features are kept, where a pass is given something to keep them in.
+        known: Keys of the features that follow the tower's own.
         at: (V,): the token each used feature replaces.
         features: (V,): which feature stands there; None where they are in order.
     """
 
-    patches: Tensor
+    patches: Tensor | None
     grids: Tensor
     inputs: dict[str, Any]
+    keys: tuple[bytes | None, ...]
+    known: tuple[bytes, ...]
     at: Tensor
     features: Tensor | None
 
@@ -43,11 +47,15 @@ class Seen:
 
     Args:
         patches: Each uint8 (P_i, D).
-        grids: (N, 3). at, features: (V,).
+        grids: (N, 3). keys: N.
+        known: Keys of the features that follow the tower's own.
+        at, features: (V,).
     """
 
     patches: tuple[np.ndarray[Any, Any], ...]
     grids: np.ndarray[Any, Any]
+    keys: tuple[bytes | None, ...]
+    known: tuple[bytes, ...]
     at: np.ndarray[Any, Any]
     features: np.ndarray[Any, Any]
 
@@ -66,16 +74,23 @@ def seen_by(pack: Pack, spec: VisionSpec, *, always: bool = False) -> Seen | Non
             return None
         side, none = spec.merge_size, np.zeros(0, np.int64)
         black = np.zeros((side * side, 3 * spec.patch_size**2), np.uint8)
-        return Seen((black,), np.asarray([[1, side, side]], np.int64), none, none)
-    if len(parts) == 1:
-        return Seen(parts[0].patches, parts[0].grids, parts[0].at, parts[0].features)
-    stills, videos = parts
-    after = int(stills.grids.prod(1).sum()) // spec.merge_size**2
+        return Seen((black,), np.asarray([[1, side, side]], np.int64), (None,), (), none, none)
+    new = [sum(count for _, count in part.new) for part in parts]
+    # the features of all parts that the tower makes come first, then the known ones of each part
+    fresh, old = np.cumsum([0, *new]), sum(new)
+    features = []
+    for part, own, begin in zip(parts, new, fresh):
+        features.append(np.where(part.features < own, part.features + begin, part.features - own + old))
+        old += sum(count for _, count in part.known)
+    both = len(parts) == 2 and all(part.patches for part in parts)
+    patches = [_doubled(part, spec) if both and part is pack.images else part.patches for part in parts]
     return Seen(
-        (*_doubled(stills, spec), *videos.patches),
-        np.concatenate([stills.grids, videos.grids]),
-        np.concatenate([stills.at, videos.at]),
-        np.concatenate([stills.features, videos.features + after]),
+        patches=tuple(values for of_part in patches for values in of_part),
+        grids=np.concatenate([part.grids for part in parts]),
+        keys=tuple(key for part in parts for key, _ in part.new),
+        known=tuple(key for part in parts for key, _ in part.known),
+        at=np.concatenate([part.at for part in parts]).astype(np.int64),
+        features=np.concatenate(features).astype(np.int64),
     )
 
 

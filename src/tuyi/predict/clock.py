@@ -25,15 +25,22 @@ class Clock:
         self._began = time.perf_counter()
         self._marks: dict[str, Any] = {}
         self._open: deque[dict[str, Any]] = deque()
+        self._hooks: list[Any] = []
         for name, part in (("tower", model.model.visual), ("language", model.model.language_model)):
-            part.register_forward_pre_hook(lambda *_, name=name: self._mark(f"{name} begins"))
-            part.register_forward_hook(lambda *_, name=name: self._mark(f"{name} ends"))
+            self._hooks.append(part.register_forward_pre_hook(lambda *_, name=name: self._mark(f"{name} begins")))
+            self._hooks.append(part.register_forward_hook(lambda *_, name=name: self._mark(f"{name} ends")))
 
     def start(self) -> None:
         """Forget what was before."""
         self._spent = dict.fromkeys(self._spent, 0.0)
         self._waited, self._began = 0.0, time.perf_counter()
         self._open.clear()
+        self._marks = {}
+
+    def stop(self) -> None:
+        """Watch the model no longer."""
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def waited(self, seconds: float) -> None:
         """The model had nothing to do for want of encoded rows."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,6 +19,7 @@ from tuyi.encode.encoder import Encoder, LabelTokens
 from tuyi.encode.pack import Pack, group, pack
 from tuyi.errors import DataError, ModelError
 from tuyi.model.forward import Batch, to_device
+from tuyi.model.kept import Plan
 from tuyi.predict.engine import SizedRow
 from tuyi.vision.arena import Block
 from tuyi.vision.pool import PicturePool
@@ -32,11 +33,12 @@ class Ready:
     """A pack whose tensors lie on the device.
 
     Args:
-        examples: Its rows as they came.
+        examples: Its rows as they came, damaged ones among them.
         encoded: The same, encoded.
         labels: The labels of each row's task.
         pack: Them laid out.
         batch: The pack on the device.
+        keys: Of the visual features that are to be kept once it is through.
     """
 
     examples: Sequence[Example]
@@ -44,6 +46,31 @@ class Ready:
     labels: Sequence[LabelTokens]
     pack: Pack
     batch: Batch
+    keys: frozenset[bytes]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Coming:
+    """A pack that is being made, and its rows."""
+
+    pack: Future[Ready | None]
+    rows: Sequence[Future[Encoded]]
+
+
+def _stop(packs: Collection[_Coming]) -> None:
+    """Begin nothing more of them; their memory is given back once the rows that were begun are over."""
+    for row in (row for one in packs for row in one.rows):
+        row.cancel()
+    for one in packs:
+        _over(one.rows)
+        one.pack.cancel()
+
+
+def _over(rows: Sequence[Future[Encoded]]) -> None:
+    """Wait until each is done or cancelled."""
+    for row in rows:
+        with suppress(CancelledError):
+            row.exception()
 
 
 class Feed:
@@ -56,18 +83,20 @@ class Feed:
         workers: Pictures that are decoded at a time.
         window: Rows sorted by length together; also the most that wait for each other.
         pool: Processes that decode; threads of this process where None.
+        features: Visual tokens whose features are kept for pictures that come again.
         on_bad_row: Called with what is wrong with a row that cannot be read after all; such a row stops everything
             where not given.
     """
 
     def __init__(
         self, encoder: Encoder, device: torch.device, *, pack_tokens: int, workers: int, window: int,
-        pool: PicturePool | None = None, on_bad_row: Callable[[DataError], None] | None = None,
+        pool: PicturePool | None = None, features: int = 0, on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
         self._on_bad_row = on_bad_row
         self._encoder, self._device, self._pool = encoder, device, pool
         self._pack_tokens, self._workers, self._window = pack_tokens, workers, window
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._plan = Plan(features)
         self._rows = ThreadPoolExecutor(workers, "rows")
         self._packs = ThreadPoolExecutor(1, "packs")
 
@@ -78,24 +107,20 @@ class Feed:
             ModelError: A row's task needs free text, which is not scored.
             DataError: A picture that cannot be read after all.
         """
-        coming: deque[tuple[int, Future[Ready | None]]] = deque()
+        self._plan.clear()
+        coming: deque[_Coming] = deque()
         try:
             for examples, tokens in self._grouped(rows):
-                coming.append((len(examples), self._start(examples, tokens)))
+                coming.append(self._start(examples, tokens))
                 # ahead lie rows for every worker, and at least the pack after the one that runs
-                while len(coming) > 2 and sum(count for count, _ in coming) > 3 * self._workers:
-                    if (ready := coming.popleft()[1].result()) is not None:
+                while len(coming) > 2 and sum(len(one.rows) for one in coming) > 3 * self._workers:
+                    if (ready := coming.popleft().pack.result()) is not None:
                         yield ready
             while coming:
-                if (ready := coming.popleft()[1].result()) is not None:
+                if (ready := coming.popleft().pack.result()) is not None:
                     yield ready
         finally:
-            for _, future in coming:
-                future.cancel()
-
-    def again(self, examples: Sequence[Example]) -> Ready:
-        """The pack of some rows, now, in this thread."""
-        return self._ready(examples, [self._encoder.encode(row, labelled=False) for row in examples])
+            _stop(coming)
 
     def close(self) -> None:
         """End the threads; the pool is its owner's."""
@@ -119,7 +144,7 @@ class Feed:
             raise ModelError(f"task {task.name} answers with more than a label; this engine scores labels only")
         return sum(self._encoder.labels(task).branch_lengths)
 
-    def _start(self, examples: list[Example], tokens: int) -> Future[Ready | None]:
+    def _start(self, examples: list[Example], tokens: int) -> _Coming:
         spec = self._encoder.spec
         block, look = None, None
         if self._pool is not None:
@@ -127,18 +152,15 @@ class Feed:
             block = self._pool.block(tokens * spec.merge_size**2 * 3 * spec.patch_size**2)
             look = partial(_look, self._pool, block)
         encoded = [self._rows.submit(self._encoder.encode, row, labelled=False, look=look) for row in examples]
-        return self._packs.submit(self._assemble, examples, encoded, block)
+        packed = self._packs.submit(self._assemble, examples, encoded)
+        if block is not None:
+            packed.add_done_callback(lambda _: block.release())
+        return _Coming(packed, encoded)
 
-    def _assemble(
-        self, examples: list[Example], coming: Sequence[Future[Encoded]], block: Block | None
-    ) -> Ready | None:
-        try:
-            wait(coming)
-            encoded = [row for row in map(self._result, coming) if row is not None]
-            return self._ready(examples, encoded) if encoded else None
-        finally:
-            if block is not None:
-                block.release()
+    def _assemble(self, examples: list[Example], coming: Sequence[Future[Encoded]]) -> Ready | None:
+        _over(coming)  # whatever becomes of the pack, nobody writes into its memory any more
+        encoded = [row for row in map(self._result, coming) if row is not None]
+        return self._ready(examples, encoded) if encoded else None
 
     def _result(self, row: Future[Encoded]) -> Encoded | None:
         try:
@@ -151,7 +173,9 @@ class Feed:
 
     def _ready(self, examples: Sequence[Example], encoded: list[Encoded]) -> Ready:
         labels = [self._encoder.labels(self._encoder.tasks[row.task]) for row in encoded]
-        packed = pack(encoded, labels)
+        packed = pack(encoded, labels, self._plan)
+        visuals = [visual for visual in (packed.images, packed.videos) if visual is not None]
+        self._plan.use([used for visual in visuals for used in visual.uses()])
         with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             batch = to_device(packed, self._encoder.spec, self._device)
         if self._stream is not None:
@@ -159,7 +183,7 @@ class Feed:
             runs_on = torch.cuda.default_stream(self._device)
             for tensor in batch.tensors():
                 tensor.record_stream(runs_on)
-        return Ready(examples, encoded, labels, packed, batch)
+        return Ready(examples, encoded, labels, packed, batch, frozenset(self._plan))
 
 
 def _picture_bytes(row: Example) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuyi.data.example import Example
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import DataError, ModelError
 from tuyi.model.folder import FolderInfo
+from tuyi.model.kept import Kept
 from tuyi.model.load import Model
 from tuyi.predict.clock import Clock
 from tuyi.predict.engine import SizedRow
@@ -48,6 +48,7 @@ class LocalEngine:
         workers: Pictures that are decoded at a time.
         info: Where the calibration temperatures come from.
         pool: Processes that decode; threads of this process where None. Closed with the engine.
+        features: Visual tokens whose features are kept for pictures that come again.
         window: Rows sorted by length together.
         on_bad_row: Called with what is wrong with a row whose picture turns out to be damaged; such a row stops
             everything where not given.
@@ -55,13 +56,15 @@ class LocalEngine:
 
     def __init__(
         self, model: Model, encoder: Encoder, *, pack_tokens: int, workers: int, info: FolderInfo | None = None,
-        pool: PicturePool | None = None, window: int = WINDOW, on_bad_row: Callable[[DataError], None] | None = None,
+        pool: PicturePool | None = None, features: int = 0, window: int = WINDOW,
+        on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
+        self._kept = Kept()
         self._encoder, self._info, self._pool = encoder, info, pool
         self._feed = Feed(
             encoder, model.device, pack_tokens=pack_tokens, workers=workers, window=window, pool=pool,
-            on_bad_row=on_bad_row,
+            features=features, on_bad_row=on_bad_row,
         )  # fmt: skip
         self._clock = Clock(model.hf)
 
@@ -74,6 +77,7 @@ class LocalEngine:
             DataError: A picture that cannot be read after all.
         """
         self._clock.start()
+        self._kept.clear()
         packs = self._feed.packs(rows)
         before: _Scored | None = None
         try:
@@ -94,6 +98,7 @@ class LocalEngine:
     def close(self) -> None:
         """End threads and processes; safe to call twice."""
         self._feed.close()
+        self._clock.stop()
         if self._pool is not None:
             self._pool.close()
 
@@ -106,7 +111,8 @@ class LocalEngine:
     def _score(self, ready: Ready) -> _Scored:
         """Hand a pack to the device; on a GPU this returns long before it is through."""
         try:
-            scores = score_tokens(self.model, ready.batch, ready.pack)
+            scores = score_tokens(self.model, ready.batch, ready.pack, self._kept)
+            self._kept.drop_but(ready.keys)
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError(
                 f"a pack of {len(ready.encoded)} rows and {len(ready.pack.ids)} tokens does not fit the GPU's memory "
@@ -144,9 +150,3 @@ class LocalEngine:
             probabilities=dict(zip(names, map(float, chances))),
             notes=notes,
         )
-
-    def warm_up(self, examples: Sequence[Example]) -> float:
-        """Seconds that a first pass takes, compilation included; its predictions are thrown away."""
-        begin = time.perf_counter()
-        self._finish(self._score(self._feed.again(examples)))
-        return time.perf_counter() - begin

@@ -145,7 +145,7 @@ def open_local(
 
 
 def _engine(job: Job, model: Model, encoder: Encoder) -> LocalEngine:
-    from tuyi.predict.room import pack_tokens
+    from tuyi.predict.room import kept_features, pack_tokens
     from tuyi.vision.pool import PicturePool
 
     settings, on_gpu = job.settings, model.device.type == "cuda"
@@ -157,6 +157,7 @@ def _engine(job: Job, model: Model, encoder: Encoder) -> LocalEngine:
         info=model.frontend.info,
         # on a CPU the model wants the same cores, and threads share them as well
         pool=PicturePool(settings.workers, _ARENA, pin=True, draft=settings.draft) if on_gpu else None,
+        features=kept_features(model.hf.config, model.device),
         window=job.window,
         on_bad_row=job.skip,
     )

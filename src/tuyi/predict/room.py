@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["bytes_per_token", "pack_tokens", "tokens_in"]
+__all__ = ["bytes_per_token", "kept_features", "pack_tokens", "tokens_in"]
 
 _MOST = 32768
 """Beyond this a larger pack gains nothing (measured on an H200: matrix products are as fast as they get)."""
@@ -50,3 +50,22 @@ def pack_tokens(model: Any, device: torch.device) -> int:
 def tokens_in(free: int, config: Any) -> int:
     """The token budget that ``free`` bytes of a GPU allow, its weights already there."""
     return max(_LEAST, min(_MOST, int(free * _SHARE) // bytes_per_token(config)))
+
+
+_KEPT_SHARE = 0.05
+_KEPT_ON_CPU = 256 << 20
+
+
+def kept_features(config: Any, device: torch.device) -> int:
+    """Visual tokens whose features are kept for pictures that come again: a twentieth of a GPU's memory, or 256 MiB.
+
+    Args:
+        config: transformers' configuration of the model.
+        device: Where it is.
+    """
+    levels = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+    width: int = levels * config.text_config.hidden_size
+    if device.type != "cuda":
+        return _KEPT_ON_CPU // (4 * width)
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return int(total * _KEPT_SHARE) // (2 * width)

@@ -18,6 +18,7 @@ from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import LabelTokens
 from tuyi.encode.pack import Pack, pack
 from tuyi.model.forward import Batch, to_device
+from tuyi.model.kept import Kept
 from tuyi.model.load import Model
 
 __all__ = ["gather_labels", "normalise", "score_labels", "score_tokens"]
@@ -25,7 +26,6 @@ __all__ = ["gather_labels", "normalise", "score_labels", "score_tokens"]
 _ROWS_OF_LOGITS = 512  # kept positions whose logits are held at once: a vocabulary of 152k in float32 is 0.6 MB each
 
 
-@torch.inference_mode()
 def score_labels(model: Model, rows: Sequence[Encoded], labels: Sequence[LabelTokens]) -> list[NDArray[np.float32]]:
     """Log-probabilities of every label of every row.
 
@@ -43,18 +43,19 @@ def score_labels(model: Model, rows: Sequence[Encoded], labels: Sequence[LabelTo
 
 
 @torch.inference_mode()
-def score_tokens(model: Model, batch: Batch, packed: Pack) -> Tensor:
+def score_tokens(model: Model, batch: Batch, packed: Pack, kept: Kept | None = None) -> Tensor:
     """Log-probability of every target of a pack, on the device, without waiting for it.
 
     Args:
         model: The model.
         batch: The pack on its device.
         packed: The pack.
+        kept: Features of earlier packs, where this one counts on them.
 
     Returns:
         float32, shape (N,): in the order of the pack's targets.
     """
-    hidden_KD = model.hf(batch=batch, head=False)
+    hidden_KD = model.hf(batch=batch, head=False, kept=kept)
     scores = []
     for begin in range(0, len(hidden_KD), _ROWS_OF_LOGITS):
         end = begin + _ROWS_OF_LOGITS
