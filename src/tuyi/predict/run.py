@@ -94,6 +94,12 @@ def predict(
     tasks = with_budget(choose_tasks(str(model), info, task), budget)
     if info is not None:
         tell(_inherited(info, tasks, budget or {}))
+        own = {one.name: one.wording for one in info.tasks}
+        for one in tasks:
+            if one.wording != own[one.name]:
+                tell(
+                    f"{one.name} is asked in other words than the model was taught; leave --task out unless you mean it"
+                )
     frontend = load_frontend(str(model), [text for one in tasks for text in one.wording])
     encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
     run = run_record(str(model), str(data), tasks, info, settings)
