@@ -273,7 +273,7 @@ def test_predictions_are_the_local_engines(picture: Callable[..., Image], tasks:
     """With the tiny model, a worker killed on the way."""
     import torch
 
-    from tuyi.predict.opening import Job, open_local
+    from tuyi.predict.loading import Job, open_local
 
     rows = pictures_and_texts(picture, 48)
     engine = DevicesEngine("builtin:tiny", tasks, SETTINGS, ["cpu", "cpu"])

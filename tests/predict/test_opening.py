@@ -15,10 +15,11 @@ from tuyi.encode.encoder import Encoder
 from tuyi.errors import DataError, ModelError
 from tuyi.model import fast, fp8
 from tuyi.model.load import Frontend, Model, load_frontend
-from tuyi.predict import api, cluster, devices, opening, vllm, warm
+from tuyi.predict import api, cluster, devices, loading, opening, vllm, warm
 from tuyi.predict.engine import SizedRow
+from tuyi.predict.loading import Job, _is_compiled, open_local
 from tuyi.predict.local import LocalEngine
-from tuyi.predict.opening import Job, _devices, _is_compiled, open_engine, open_local
+from tuyi.predict.opening import _devices, open_engine
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
 
@@ -70,7 +71,7 @@ CHOICES: dict[str, tuple[dict[str, Any], Any, str]] = {
     "api": ({"engine": "api"}, api, "ApiEngine"),
     "vllm": ({"engine": "vllm"}, vllm, "VllmEngine"),
     "ray": ({"engine": "ray", "address": "there:1"}, cluster, "RayEngine"),
-    "one device": ({}, opening, "LocalEngine"),
+    "one device": ({}, loading, "LocalEngine"),
     "two devices": ({"device": "cpu,cpu"}, devices, "DevicesEngine"),
 }
 
@@ -156,7 +157,7 @@ def test_a_frontend_is_loaded_where_none_is_given(tasks: TaskSet, trial: list[Si
 
 def test_bad_rows_go_where_the_job_says(tasks: TaskSet, frontend: Frontend, monkeypatch: pytest.MonkeyPatch):
     given: dict[str, Any] = {}
-    monkeypatch.setattr(opening, "LocalEngine", lambda *args, **options: given.update(options))
+    monkeypatch.setattr(loading, "LocalEngine", lambda *args, **options: given.update(options))
     told: list[DataError] = []
     asked = Job(NAME, tasks, PredictSettings(device="cpu", workers=3, pack_tokens=77), 5, window=9, skip=told.append)
     open_local(asked, frontend)
@@ -186,7 +187,7 @@ def spoil(by: float) -> Callable[[Any], int]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_is_compiled", lambda job, model: False)
+    monkeypatch.setattr(loading, "_is_compiled", lambda job, model: False)
 
 
 @pytest.mark.usefixtures("uncompiled")

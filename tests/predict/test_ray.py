@@ -82,7 +82,7 @@ def sized(picture: Callable[..., Image], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def expected(sized: list[SizedRow], tasks: TaskSet) -> dict[str, Prediction]:
-    from tuyi.predict.opening import Job, open_local
+    from tuyi.predict.loading import Job, open_local
 
     local = open_local(Job("builtin:tiny", tasks, SETTINGS.model_copy(update={"device": "cpu"}), rows=0))
     return {one.id: one for predictions in local.predict(sized) for one in predictions}

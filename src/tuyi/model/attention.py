@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Branches
-from tuyi.model.kernels import Kernel, Segments, attend, fastest, varlen_available
+from tuyi.model.kernels import Kernel, attend, fastest, varlen_available
+from tuyi.model.segments import Segments
 
 __all__ = ["NAME", "Layout", "choose_kernels", "register", "use_packed_attention"]
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tuyi.model.kernels import Segments
+from tuyi.model.segments import Segments
 
 __all__ = ["cudnn_attention"]
 

@@ -14,25 +14,9 @@ import torch
 from torch import Tensor
 
 from tuyi.model.cudnn import cudnn_attention
+from tuyi.model.segments import Segments
 
-__all__ = ["KERNELS", "Kernel", "Pick", "Segments", "attend", "fastest", "varlen_available"]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Segments:
-    """Which queries see which keys: segment by segment.
-
-    Args:
-        cu_q, cu_k: int32, shape (N + 1,): cumulative lengths; each query segment sees the key segment of its number.
-        max_q, max_k: Longest segments.
-        causal: Whether a query sees only keys up to its own place, counted from the end of both segments.
-    """
-
-    cu_q: Tensor
-    cu_k: Tensor
-    max_q: int
-    max_k: int
-    causal: bool
+__all__ = ["KERNELS", "Kernel", "Pick", "attend", "fastest", "varlen_available"]
 
 
 Run = Callable[[Tensor, Tensor, Tensor, Segments, float], "tuple[Tensor, Tensor]"]

@@ -82,7 +82,7 @@ def load(
         TaskError: The model has another task, or none and none is given.
     """
     from tuyi.model.load import load_frontend, peek
-    from tuyi.predict.opening import Job, open_local
+    from tuyi.predict.loading import Job, open_local
 
     settings = settings or PredictSettings()
     tasks = choose_tasks(str(model), peek(str(model)), task)

@@ -134,7 +134,7 @@ class _Labeller:
     def __init__(self, model: str, tasks: TaskSet, settings: PredictSettings, threads: int, skips: bool) -> None:
         import torch
 
-        from tuyi.predict.opening import Job, open_local
+        from tuyi.predict.loading import Job, open_local
 
         torch.set_num_threads(threads)
         self._damaged: list[DataError] = []

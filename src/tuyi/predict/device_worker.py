@@ -165,13 +165,14 @@ def _work(job: Job, socket: _Socket) -> None:
 def _open(job: Job, socket: _Socket) -> Engine:
     import torch
 
-    from tuyi.predict import opening
+    from tuyi.predict.loading import Job as Local
+    from tuyi.predict.loading import open_local
 
     torch.set_num_threads(job.threads)
     device = torch.device(str(job.settings.device))
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # kernels that are compiled on the spot go to the current device
     skip = (lambda error: socket.send(Skipped(error))) if job.skips else None
-    return opening.open_local(
-        opening.Job(job.model, job.tasks, job.settings, rows=0, skip=skip), tell=lambda line: socket.send(Said(line))
+    return open_local(
+        Local(job.model, job.tasks, job.settings, rows=0, skip=skip), tell=lambda line: socket.send(Said(line))
     )

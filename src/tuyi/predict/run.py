@@ -86,8 +86,9 @@ def predict(
         OutputError: ``out`` holds predictions of another model or data set.
     """
     from tuyi.model.load import load_frontend, peek
+    from tuyi.predict.loading import Job
     from tuyi.predict.local import LocalEngine
-    from tuyi.predict.opening import Job, open_engine
+    from tuyi.predict.opening import open_engine
 
     settings, out = settings or PredictSettings(), Path(out)
     info = peek(str(model))
