@@ -31,7 +31,10 @@ def fresh() -> Iterator[None]:
     attention.register()
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize(
+    "family",
+    [name if name == "qwen2_vl" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_compiled_blocks_predict_the_same_with_no_program_for_each_length(
     family: str, tasks: TaskSet, picture: Callable[..., Image]
 ):
