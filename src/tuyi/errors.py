@@ -38,6 +38,7 @@ __all__ = [
     "TaskError",
     "TrainingError",
     "TuyiError",
+    "first_line",
 ]
 
 
@@ -123,3 +124,8 @@ class OutputError(TuyiError):
 
 class TrainingError(TuyiError):
     """A training run that must stop."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of somebody else's error, its type where it says nothing; for a message of ours."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,13 +13,18 @@ from transformers import AttentionInterface
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.encoder import Encoder
 from tuyi.model import attention
-from tuyi.model.fast import compile_blocks, graphs, tune
+from tuyi.model.fast import compile_blocks, tune
 from tuyi.model.load import load_frontend, load_model
 from tuyi.predict.local import LocalEngine
 from tuyi.predict.warm import warm_up
 from tuyi.task.catalog import TaskSet
 
 NAMES = {"qwen2_vl": "builtin:tiny", "qwen2_5_vl": "builtin:tiny-qwen2.5", "qwen3_vl": "builtin:tiny-qwen3"}
+
+
+def graphs() -> int:
+    """Programs that torch has compiled in this process so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from tuyi.model.fast import tune
 from tuyi.model.forward import to_device
 from tuyi.model.fp8 import Fp8Linear, use_fp8
 from tuyi.model.load import Model, load_frontend, load_model
-from tuyi.predict.scoring import normalise, score_labels
+from tuyi.predict.calibrated import normalise
+from tuyi.predict.scoring import score_labels
 from tuyi.task.catalog import TaskSet
 
 NAMES = ["builtin:tiny", "builtin:tiny-qwen2.5", "builtin:tiny-qwen3"]

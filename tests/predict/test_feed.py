@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image as Pillow
 
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.encoded import Encoded
@@ -33,24 +31,8 @@ def encoder(twins: Callable[[str], Any]) -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def sized(encoder: Encoder, picture: Callable[..., Image]) -> list[SizedRow]:
-    """24 rows of two tasks, with no, one and two pictures; some lengths are equal."""
-    rows = []
-    for number in range(24):
-        pictures = [picture(40 + 12 * (number % 7), 60, seed=2 * number + index) for index in range(number % 3)]
-        content = (Text("你好 " * (number % 5)), *pictures, Text("what?"))
-        row = Example(id=f"r{number}", content=content, task=["colour", "shape"][number % 2])
-        rows.append((row, encoder.length(row, labelled=False).tokens))
-    return rows
-
-
-def damaged(picture: Callable[..., Image], name: str = "bad") -> Example:
-    """A row whose picture has a whole header and an end, and nothing between."""
-    file = io.BytesIO()
-    Pillow.open(io.BytesIO(picture(90, 80, seed=77).source)).save(file, "JPEG")  # type: ignore[arg-type]
-    header, _, _ = file.getvalue().partition(b"\xff\xda")
-    broken = Image(header + b"\xff\xd9", "broken.jpg")
-    return Example(id=name, content=(broken, Text("what?")), task="shape")
+def sized(encoder: Encoder, mixed_rows: Callable[[int], list[Example]]) -> list[SizedRow]:
+    return [(row, encoder.length(row, labelled=False).tokens) for row in mixed_rows(24)]
 
 
 def feed(encoder: Encoder, **options: Any) -> closing[Feed]:
@@ -85,7 +67,7 @@ def test_each_row_once_longest_first_in_packs_within_the_budget(
         alone = sum(map(len, ready.encoded)) + sum(sum(labels.branch_lengths) for labels in ready.labels)
         assert alone <= pack_tokens or len(ready.encoded) == 1
         assert len(ready.pack.ids) == alone - ready.pack.shared * (len(ready.encoded) - 1)
-        assert [row.id for row in ready.examples] == [row.id for row in ready.encoded]
+        assert [row.id for row in ready.pack.rows] == [row.id for row in ready.encoded]
         assert torch.equal(ready.batch.ids, torch.from_numpy(ready.pack.ids))
     sizes = [len(ready.encoded) for ready in packs]
     if pack_tokens == 1 or window == 1:
@@ -136,9 +118,9 @@ def test_rows_are_read_as_they_are_needed(encoder: Encoder, sized: list[SizedRow
 
 
 def test_a_row_damaged_behind_its_header_stops_everything(
-    encoder: Encoder, sized: list[SizedRow], picture: Callable[..., Image]
+    encoder: Encoder, sized: list[SizedRow], damaged: Callable[..., Example]
 ):
-    bad = damaged(picture)
+    bad = damaged()
     rows = [*sized[:5], (bad, encoder.length(bad, labelled=False).tokens), *sized[5:]]
     ahead = Feed(encoder, CPU, pack_tokens=400, workers=2, window=8)
     with pytest.raises(DataError, match=r"id bad: .*broken\.jpg"):
@@ -149,9 +131,9 @@ def test_a_row_damaged_behind_its_header_stops_everything(
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("pack_tokens", [1, 400, 100_000])
 def test_damaged_rows_are_told_of_and_the_others_go_on(
-    encoder: Encoder, sized: list[SizedRow], picture: Callable[..., Image], pack_tokens: int, pooled: bool
+    encoder: Encoder, sized: list[SizedRow], damaged: Callable[..., Example], pack_tokens: int, pooled: bool
 ):
-    bad = [damaged(picture, f"bad{index}") for index in range(3)]
+    bad = [damaged(f"bad{index}") for index in range(3)]
     rows = [(row, encoder.length(row, labelled=False).tokens) for row in bad]
     told: list[DataError] = []
     pool = PicturePool(2, 8 << 20) if pooled else None

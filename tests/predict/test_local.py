@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as Pillow
 
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.pack import Pack, pack
@@ -55,14 +53,8 @@ def small(twins: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def many(small: Any, picture: Callable[..., Image]) -> list[SizedRow]:
-    """18 rows of two tasks with no, one and two pictures."""
-    rows = []
-    for number in range(18):
-        pictures = [picture(40 + 12 * (number % 7), 60, seed=2 * number + index) for index in range(number % 3)]
-        content = (Text("你好 " * (number % 5)), *pictures, Text("what?"))
-        rows.append(Example(id=f"r{number}", content=content, task=["colour", "shape"][number % 2]))
-    return sized(small, rows)
+def many(small: Any, mixed_rows: Callable[[int], list[Example]]) -> list[SizedRow]:
+    return sized(small, mixed_rows(18))
 
 
 @pytest.fixture(scope="module")
@@ -194,27 +186,18 @@ def test_equal_pictures_of_a_pack_are_seen_once(
 # --- bad rows and ends ------------------------------------------------------------------------------------------------
 
 
-def damaged(picture: Callable[..., Image], name: str = "bad") -> Example:
-    """A row whose picture has a whole header and an end, and nothing between."""
-    file = io.BytesIO()
-    Pillow.open(io.BytesIO(picture(90, 80, seed=77).source)).save(file, "JPEG")  # type: ignore[arg-type]
-    header, _, _ = file.getvalue().partition(b"\xff\xda")
-    broken = Image(header + b"\xff\xd9", "broken.jpg")
-    return Example(id=name, content=(broken, Text("what?")), task="shape")
-
-
-def test_a_damaged_row_stops_the_run(small: Any, many: list[SizedRow], picture: Callable[..., Image]):
-    rows = [*many[:9], *sized(small, [damaged(picture)]), *many[9:]]
+def test_a_damaged_row_stops_the_run(small: Any, many: list[SizedRow], damaged: Callable[..., Example]):
+    rows = [*many[:9], *sized(small, [damaged()]), *many[9:]]
     with engine(small, pack_tokens=300) as local, pytest.raises(DataError, match=r"id bad: .*broken\.jpg"):
         list(local.predict(rows))
 
 
 @pytest.mark.parametrize("pack_tokens", [1, 300, 5000])
 def test_or_it_is_told_of_and_the_others_are_predicted(
-    small: Any, many: list[SizedRow], alone: dict[str, Prediction], picture: Callable[..., Image], pack_tokens: int
+    small: Any, many: list[SizedRow], alone: dict[str, Prediction], damaged: Callable[..., Example], pack_tokens: int
 ):
     told: list[DataError] = []
-    rows = [*many[:9], *sized(small, [damaged(picture)]), *many[9:]]
+    rows = [*many[:9], *sized(small, [damaged()]), *many[9:]]
     with engine(small, pack_tokens=pack_tokens, on_bad_row=told.append) as local:
         made = [one for several in local.predict(rows) for one in several]
     assert len(made) == 18

@@ -10,7 +10,8 @@ import torch
 
 from tuyi.data.example import Example
 from tuyi.predict import scoring
-from tuyi.predict.scoring import normalise, score_labels
+from tuyi.predict.calibrated import normalise
+from tuyi.predict.scoring import score_labels
 
 PACKS = {
     "one": ["image"],

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from tuyi.encode.pack import Pack
-from tuyi.predict import warm
+from tuyi.predict import scoring
 from tuyi.predict.warm import warm_up
 
 
 def test_passes_of_several_lengths(twin: Any, monkeypatch: pytest.MonkeyPatch):
     packs: list[Pack] = []
-    score = warm.score_tokens
+    score = scoring.score_tokens
 
     def spy(model: Any, batch: Any, packed: Pack) -> Any:
         packs.append(packed)
@@ -22,7 +22,7 @@ def test_passes_of_several_lengths(twin: Any, monkeypatch: pytest.MonkeyPatch):
         assert scores.isfinite().all()
         return scores
 
-    monkeypatch.setattr(warm, "score_tokens", spy)
+    monkeypatch.setattr(scoring, "score_tokens", spy)
     weights = {name: weight.clone() for name, weight in twin.model.hf.state_dict().items()}
     assert 0 < warm_up(twin.model) < 60
     assert len(packs) == 3

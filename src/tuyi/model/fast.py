@@ -6,7 +6,7 @@ from typing import Any
 
 from tuyi.model.attention import choose_kernels, register
 
-__all__ = ["compile_blocks", "graphs", "tune"]
+__all__ = ["compile_blocks", "tune"]
 
 
 def tune(model: Any) -> list[str]:
@@ -40,10 +40,3 @@ def compile_blocks(model: Any, backend: str = "inductor") -> None:
     options = {"shape_padding": False} if backend == "inductor" else None
     for block in (*model.model.visual.blocks, *model.model.language_model.layers):
         block.compile(dynamic=True, backend=backend, options=options)
-
-
-def graphs() -> int:
-    """Programs that torch has compiled in this process so far."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])

@@ -18,7 +18,7 @@ from tuyi.errors import ModelError
 from tuyi.task.catalog import TaskSet
 from tuyi.whole import write_whole
 
-__all__ = ["FILE", "FolderInfo", "read_info", "versions", "write_info"]
+__all__ = ["FILE", "FolderInfo", "read_info", "temperature", "versions", "write_info"]
 
 FILE = "tuyi.json"
 
@@ -46,6 +46,11 @@ class FolderInfo(BaseModel):
     def temperature(self, task: str) -> float:
         """The fitted temperature of a task, 1 where none was fitted."""
         return float(self.calibration.get(task, {}).get("temperature", 1.0))
+
+
+def temperature(info: FolderInfo | None, task: str) -> float:
+    """The fitted temperature of a task; 1 for a model that remembers nothing."""
+    return info.temperature(task) if info else 1.0
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tuyi.errors import first_line
 from tuyi.model.cudnn import cudnn_attention
 from tuyi.model.segments import Segments
 
@@ -176,7 +177,7 @@ def fastest(device: torch.device, heads: int, kv_heads: int, head_size: int, cau
         try:
             seconds, wrong = _timed(kernel, (q, k, v), at, expected)
         except Exception as error:  # noqa: BLE001 - other people's code on trial: whatever it raises, it is said and not used
-            refused[kernel.name] = next(iter(str(error).splitlines()), type(error).__name__)
+            refused[kernel.name] = first_line(error)
             continue
         if wrong:
             refused[kernel.name] = "its results differ from those of fa2"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuyi.errors import ModelError
+from tuyi.errors import ModelError, first_line
 from tuyi.model.folder import FolderInfo, read_info
 from tuyi.model.quiet import no_progress_bars
 from tuyi.model.tiny import NAMES
@@ -109,7 +109,7 @@ def load_frontend(name: str, texts: Iterable[str] = ()) -> Frontend:
                 raise ModelError(f"{name} is a {config.model_type} model; expected one of {', '.join(_FAMILIES)}")
             processor = AutoProcessor.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise ModelError(f"model {name} cannot be loaded: {_first_line(error)}") from error
+            raise ModelError(f"model {name} cannot be loaded: {first_line(error)}") from error
     return Frontend(name, config, processor, _spec(config, processor), info)
 
 
@@ -149,16 +149,12 @@ def _pretrained(name: str, dtype: Any) -> Any:
         with no_progress_bars():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"the weights of model {name} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"the weights of model {name} cannot be loaded: {first_line(error)}") from error
     hf, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         raise ModelError(f"model {name} lacks {len(wrong)} of its weights, the first is {wrong[0]}")
     return hf.eval()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _spec(config: Any, processor: Any) -> VisionSpec:

@@ -20,10 +20,10 @@ from tuyi.encode.encoded import Asked
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import ConfigError, EngineError, LabelError
 from tuyi.model.folder import FolderInfo
-from tuyi.predict.asked import TokenBytes, closed_labels, predicted, spread
+from tuyi.predict.asked import TokenBytes, predicted, spread
 from tuyi.predict.chat import chat_messages, label_schema
 from tuyi.predict.decoded import END, Step
-from tuyi.predict.engine import SizedRow
+from tuyi.predict.engine import SizedRow, closed_labels
 from tuyi.predict.in_flight import answers_as_they_come, cancelled
 from tuyi.predict.prediction import Prediction
 from tuyi.task.labels import LabelSet

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 
 from tuyi.encode.encoded import Asked
 from tuyi.encode.encoder import LabelTokens
-from tuyi.errors import ModelError
 from tuyi.model.folder import FolderInfo
+from tuyi.predict.calibrated import calibrated
 from tuyi.predict.decoded import END, LabelMass, Step, label_masses
 from tuyi.predict.prediction import Prediction
-from tuyi.task.labels import LabelSet
-from tuyi.task.task import Task
 from tuyi.vision.spec import ImagePatches, VisionSpec
 
-__all__ = ["TokenBytes", "closed_labels", "predicted", "spread", "unpatchify"]
+__all__ = ["TokenBytes", "predicted", "spread", "unpatchify"]
 
 _UNSEEN = -100.0
 """The log-probability of a label of which the decoded path shows no probability at all; a file holds no infinity."""
@@ -54,17 +52,6 @@ class TokenBytes:
     def answers(self, labels: LabelTokens) -> dict[str, tuple[bytes, ...]]:
         """The tokens of each label, terminator left out."""
         return {name: tuple(self[token] for token in ids[:-1]) for name, ids in zip(labels.names, labels.ids)}
-
-
-def closed_labels(task: Task) -> LabelSet:
-    """The labels of a task whose answer is a label and nothing else.
-
-    Raises:
-        ModelError: The answer has free text, which these engines do not ask for.
-    """
-    if task.labels is None or not task.answer.is_plain:
-        raise ModelError(f"task {task.name} answers with more than a label; this engine asks for labels only")
-    return task.labels
 
 
 def unpatchify(picture: ImagePatches, spec: VisionSpec) -> NDArray[np.uint8]:
@@ -113,12 +100,9 @@ def predicted(
         info: Where the calibration temperature comes from.
         cost: ``tokens``, ``calls`` and ``output_tokens``.
     """
-    from tuyi.predict.scoring import normalise
-
     notes = {**asked.notes, **cost, "probabilities": "from the decoded path" if masses else "none given"}
     if masses is None:
         return Prediction(asked.id, asked.task.name, label, {}, {}, notes=notes)
     logs = {name: max(math.log(mass), _UNSEEN) if mass else _UNSEEN for name, mass in masses.masses.items()}
-    temperature = info.temperature(asked.task.name) if info else 1.0
-    chances = normalise(np.array(list(logs.values()), np.float32), temperature)
-    return Prediction(asked.id, asked.task.name, label, logs, dict(zip(logs, map(float, chances))), notes=notes)
+    chances = calibrated(logs, info, asked.task.name)
+    return Prediction(asked.id, asked.task.name, label, logs, chances, notes=notes)

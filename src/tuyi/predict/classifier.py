@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuyi.data.example import Example, Image, Part, Text
-from tuyi.encode.encoder import Encoder
 from tuyi.model.tasks import choose_tasks
 from tuyi.predict.local import LocalEngine
 from tuyi.predict.prediction import Prediction
@@ -21,11 +20,10 @@ class Classifier:
 
     Args:
         engine: With the model on a device of this process.
-        encoder: Of the same model, with its tasks.
     """
 
-    def __init__(self, engine: LocalEngine, encoder: Encoder) -> None:
-        self.model, self.encoder = engine.model, encoder
+    def __init__(self, engine: LocalEngine) -> None:
+        self.model, self.encoder = engine.model, engine.encoder
         self._engine = engine
 
     @property
@@ -88,4 +86,4 @@ def load(
     tasks = choose_tasks(str(model), peek(str(model)), task)
     frontend = load_frontend(str(model), [text for one in tasks for text in one.wording])
     engine = open_local(Job(str(model), tasks, settings, rows=0), frontend)
-    return Classifier(engine, Encoder(frontend.tokenizer, frontend.spec, tasks))
+    return Classifier(engine)

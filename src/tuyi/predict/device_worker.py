@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Crash", "Job", "Said", "Skipped", "main"]
 
-_WINDOW = 64
-"""Rows that the engine takes in at a time."""
 _GRACE = 10.0
 """Seconds in which a worker ends by itself once its engine is gone."""
 

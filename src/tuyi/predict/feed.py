@@ -13,17 +13,16 @@ from pathlib import Path
 
 import torch
 
-from tuyi.data.example import Example, Image
+from tuyi.data.example import Example
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder, LabelTokens
 from tuyi.encode.pack import Pack, group, pack
-from tuyi.errors import DataError, ModelError
+from tuyi.errors import DataError
 from tuyi.model.forward import Batch, to_device
 from tuyi.model.kept import Plan
-from tuyi.predict.engine import SizedRow
-from tuyi.vision.arena import Block
+from tuyi.predict.engine import SizedRow, closed_labels
+from tuyi.task.task import Task
 from tuyi.vision.pool import PicturePool
-from tuyi.vision.spec import ImagePatches, VisionSpec
 
 __all__ = ["Feed", "Ready"]
 
@@ -33,15 +32,13 @@ class Ready:
     """A pack whose tensors lie on the device.
 
     Args:
-        examples: Its rows as they came, damaged ones among them.
-        encoded: The same, encoded.
+        encoded: Its rows.
         labels: The labels of each row's task.
         pack: Them laid out.
         batch: The pack on the device.
         keys: Of the visual features that are to be kept once it is through.
     """
 
-    examples: Sequence[Example]
     encoded: Sequence[Encoded]
     labels: Sequence[LabelTokens]
     pack: Pack
@@ -133,15 +130,14 @@ class Feed:
         tasks = self._encoder.tasks
         while window := list(islice(rows, self._window)):
             # rows of a task side by side share the beginning of their prompts, rows with the same picture its features
-            window.sort(key=lambda row: (tasks.of(row[0]).name, -row[1], _picture_bytes(row[0])))
-            sized = ((row, row[1] + self._branch_tokens(row[0])) for row in window)
+            asked = [(tasks.of(row), row, size) for row, size in window]
+            asked.sort(key=lambda one: (one[0].name, -one[2], _picture_bytes(one[1])))
+            sized = (((row, size), size + self._branch_tokens(task)) for task, row, size in asked)
             for together in group(sized, self._pack_tokens):
                 yield [row for row, _ in together], sum(tokens for _, tokens in together)
 
-    def _branch_tokens(self, row: Example) -> int:
-        task = self._encoder.tasks.of(row)
-        if not task.answer.is_plain:
-            raise ModelError(f"task {task.name} answers with more than a label; this engine scores labels only")
+    def _branch_tokens(self, task: Task) -> int:
+        closed_labels(task)
         return sum(self._encoder.labels(task).branch_lengths)
 
     def _start(self, examples: list[Example], tokens: int) -> _Coming:
@@ -150,17 +146,17 @@ class Feed:
         if self._pool is not None:
             # patches of one frame; a video's are not cut by the pool
             block = self._pool.block(tokens * spec.merge_size**2 * 3 * spec.patch_size**2)
-            look = partial(_look, self._pool, block)
+            look = partial(self._pool.patches, into=block)
         encoded = [self._rows.submit(self._encoder.encode, row, labelled=False, look=look) for row in examples]
-        packed = self._packs.submit(self._assemble, examples, encoded)
+        packed = self._packs.submit(self._assemble, encoded)
         if block is not None:
             packed.add_done_callback(lambda _: block.release())
         return _Coming(packed, encoded)
 
-    def _assemble(self, examples: list[Example], coming: Sequence[Future[Encoded]]) -> Ready | None:
+    def _assemble(self, coming: Sequence[Future[Encoded]]) -> Ready | None:
         _over(coming)  # whatever becomes of the pack, nobody writes into its memory any more
         encoded = [row for row in map(self._result, coming) if row is not None]
-        return self._ready(examples, encoded) if encoded else None
+        return self._ready(encoded) if encoded else None
 
     def _result(self, row: Future[Encoded]) -> Encoded | None:
         try:
@@ -171,7 +167,7 @@ class Feed:
             self._on_bad_row(error)
             return None
 
-    def _ready(self, examples: Sequence[Example], encoded: list[Encoded]) -> Ready:
+    def _ready(self, encoded: list[Encoded]) -> Ready:
         labels = [self._encoder.labels(self._encoder.tasks[row.task]) for row in encoded]
         packed = pack(encoded, labels, self._plan)
         visuals = [visual for visual in (packed.images, packed.videos) if visual is not None]
@@ -183,7 +179,7 @@ class Feed:
             runs_on = torch.cuda.default_stream(self._device)
             for tensor in batch.tensors():
                 tensor.record_stream(runs_on)
-        return Ready(examples, encoded, labels, packed, batch, frozenset(self._plan))
+        return Ready(encoded, labels, packed, batch, frozenset(self._plan))
 
 
 def _picture_bytes(row: Example) -> tuple[int, ...]:
@@ -197,9 +193,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:
         return -1
-
-
-def _look(
-    pool: PicturePool, block: Block, image: Image, spec: VisionSpec, min_pixels: int, max_pixels: int
-) -> ImagePatches:
-    return pool.patches(image, spec, min_pixels, max_pixels, into=block)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import DataError, ModelError
 from tuyi.model.load import Frontend, Model, load_frontend, load_model
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import WINDOW, LocalEngine
+from tuyi.predict.prediction import Prediction
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
 
@@ -72,9 +73,9 @@ def open_local(
     model = load_model(frontend, device=settings.device, dtype=kind)
     for line in tune(model.hf):
         tell(line)
-    if settings.precision == "fp8":
-        _try_fp8(job, model, encoder, trial, tell)
     engine = _engine(job, model, encoder)
+    if settings.precision == "fp8":
+        _try_fp8(job, engine, trial, tell)
     if _is_compiled(job, model):
         compile_blocks(model.hf)
         from tuyi.predict.warm import warm_up
@@ -108,33 +109,32 @@ def _is_compiled(job: Job, model: Model) -> bool:
     return model.device.type == "cuda" and (job.rows >= WORTH_COMPILING or job.settings.precision == "fp8")
 
 
-def _try_fp8(job: Job, model: Model, encoder: Encoder, trial: Sequence[SizedRow], tell: Callable[[str], None]) -> None:
-    """Round the language model's weights to fp8, after a look at what that does to some rows.
+def _try_fp8(job: Job, engine: LocalEngine, trial: Sequence[SizedRow], tell: Callable[[str], None]) -> None:
+    """Round the weights of an engine's language model to fp8, after a look at what that does to some rows.
 
     Raises:
-        ModelError: Too many labels change, and it is not forced.
+        ModelError: The model cannot be rounded here, or too many labels change and it is not forced; the engine is
+            closed then.
     """
     from tuyi.model.fp8 import use_fp8
     from tuyi.predict.compare import compare_predictions
 
-    def predicted() -> list[Any]:
-        engine = _engine(job, model, encoder)
-        try:
-            return [one for many in engine.predict(trial) for one in many]
-        finally:
-            engine.close()
+    def predicted() -> list[Prediction]:
+        return [one for many in engine.predict(trial) for one in many]
 
-    before = predicted() if trial else []
-    use_fp8(model.hf)
-    if not trial:
-        return
-    found = compare_predictions(before, predicted())
-    tell(
-        f"fp8 against bfloat16 on {found.rows} rows: {found.share:.2%} of the labels equal, "
-        f"probabilities differ by at most {found.largest_difference or 0:.3f}"
-    )
-    if found.share < _AGREEMENT and not job.settings.force_fp8:
-        raise ModelError(
-            f"precision fp8 keeps {found.share:.2%} of the labels of {found.rows} rows, expected {_AGREEMENT:.1%} "
-            "or more; use bfloat16, or --set predict.force_fp8=true"
-        )
+    with ExitStack() as unless_kept:
+        unless_kept.callback(engine.close)
+        before = predicted() if trial else []
+        use_fp8(engine.model.hf)
+        if trial:
+            found = compare_predictions(before, predicted())
+            tell(
+                f"fp8 against bfloat16 on {found.rows} rows: {found.share:.2%} of the labels equal, "
+                f"probabilities differ by at most {found.largest_difference or 0:.3f}"
+            )
+            if found.share < _AGREEMENT and not job.settings.force_fp8:
+                raise ModelError(
+                    f"precision fp8 keeps {found.share:.2%} of the labels of {found.rows} rows, expected "
+                    f"{_AGREEMENT:.1%} or more; use bfloat16, or --set predict.force_fp8=true"
+                )
+        unless_kept.pop_all()

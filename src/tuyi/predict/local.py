@@ -12,15 +12,16 @@ from torch import Tensor
 
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder
-from tuyi.errors import DataError, ModelError
+from tuyi.errors import DataError, ModelError, first_line
 from tuyi.model.folder import FolderInfo
 from tuyi.model.kept import Kept
 from tuyi.model.load import Model
+from tuyi.predict.calibrated import calibrated
 from tuyi.predict.clock import Clock
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.feed import Feed, Ready
 from tuyi.predict.prediction import Prediction
-from tuyi.predict.scoring import gather_labels, normalise, score_tokens
+from tuyi.predict.scoring import gather_labels, score_tokens
 from tuyi.vision.pool import PicturePool
 
 __all__ = ["LocalEngine"]
@@ -59,9 +60,9 @@ class LocalEngine:
         pool: PicturePool | None = None, features: int = 0, window: int = WINDOW,
         on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
-        self.model = model
         self._kept = Kept()
-        self._encoder, self._info, self._pool = encoder, info, pool
+        self.model, self.encoder = model, encoder
+        self._info, self._pool = info, pool
         self._feed = Feed(
             encoder, model.device, pack_tokens=pack_tokens, workers=workers, window=window, pool=pool,
             features=features, on_bad_row=on_bad_row,
@@ -116,7 +117,7 @@ class LocalEngine:
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError(
                 f"a pack of {len(ready.encoded)} rows and {len(ready.pack.ids)} tokens does not fit the GPU's memory "
-                f"({str(error).splitlines()[0]}); lower predict.pack_tokens"
+                f"({first_line(error)}); lower predict.pack_tokens"
             ) from error
         self._clock.scored()
         if not scores.is_cuda:
@@ -139,14 +140,13 @@ class LocalEngine:
         ]
 
     def _prediction(self, row: Encoded, names: Sequence[str], logprobs: Any) -> Prediction:
-        temperature = self._info.temperature(row.task) if self._info else 1.0
-        chances = normalise(logprobs, temperature)
+        said = dict(zip(names, map(float, logprobs)))
         notes: dict[str, Any] = {**row.notes, "tokens": len(row), "calls": 1, "output_tokens": 0}
         return Prediction(
             id=row.id,
             task=row.task,
             label=names[int(logprobs.argmax())],
-            logprobs=dict(zip(names, map(float, logprobs))),
-            probabilities=dict(zip(names, map(float, chances))),
+            logprobs=said,
+            probabilities=calibrated(said, self._info, row.task),
             notes=notes,
         )

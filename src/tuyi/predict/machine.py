@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tuyi.errors import first_line
+
 __all__ = [
     "Gpu",
     "Torch",
@@ -78,7 +80,7 @@ def find_torch() -> Torch:
     try:
         torch = import_module("torch")
     except _BROKEN as error:
-        return Torch(None, version, error=_first_line(error))
+        return Torch(None, version, error=first_line(error))
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Torch(torch, str(torch.__version__), torch.version.cuda, devices)
 
@@ -107,10 +109,6 @@ def torchvision_misfit(torch_version: str) -> str:
     if tag and torch.local and tag != torch.local:
         return f"it is built for {tag}"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def find_gpus() -> tuple[Gpu, ...]:

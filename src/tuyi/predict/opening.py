@@ -50,8 +50,8 @@ def open_engine(
         settings = settings.model_copy(update={"device": devices[0]})
         return open_local(replace(job, settings=settings), frontend, trial=trial, tell=tell)
     if settings.precision == "fp8" and not settings.force_fp8:
-        settings = settings.model_copy(update={"device": devices[0]})
-        open_local(replace(job, settings=settings), frontend, trial=trial, tell=tell).close()
+        alone = settings.model_copy(update={"device": devices[0], "compile": False})
+        open_local(replace(job, settings=alone), frontend, trial=trial, tell=tell).close()
         torch.cuda.empty_cache()
         settings = settings.model_copy(update={"force_fp8": True})
     if settings.engine == "ray":

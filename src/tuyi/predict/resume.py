@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tuyi.errors import OutputError
-from tuyi.model.folder import FolderInfo, versions
+from tuyi.model.folder import FolderInfo, temperature, versions
 from tuyi.predict.prediction import read_predictions, read_run, run_file
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
@@ -25,7 +25,7 @@ def run_record(
         "model": model,
         "data": data,
         "tasks": tasks.model_dump(mode="json"),
-        "temperature": {one.name: info.temperature(one.name) if info else 1.0 for one in tasks},
+        "temperature": {one.name: temperature(info, one.name) for one in tasks},
         "settings": settings.model_dump(mode="json"),
         "versions": versions(),
     }

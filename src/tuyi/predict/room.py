@@ -14,6 +14,8 @@ _ON_CPU = 16384
 _LEAST = 1024
 _SHARE = 0.7
 """Of the free memory; the rest is for logits, packs that wait and what the allocator cannot use."""
+_KEPT_SHARE = 0.05
+_KEPT_ON_CPU = 256 << 20
 
 
 def bytes_per_token(config: Any) -> int:
@@ -50,10 +52,6 @@ def pack_tokens(model: Any, device: torch.device) -> int:
 def tokens_in(free: int, config: Any) -> int:
     """The token budget that ``free`` bytes of a GPU allow, its weights already there."""
     return max(_LEAST, min(_MOST, int(free * _SHARE) // bytes_per_token(config)))
-
-
-_KEPT_SHARE = 0.05
-_KEPT_ON_CPU = 256 << 20
 
 
 def kept_features(config: Any, device: torch.device) -> int:

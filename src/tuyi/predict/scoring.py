@@ -21,7 +21,7 @@ from tuyi.model.forward import Batch, to_device
 from tuyi.model.kept import Kept
 from tuyi.model.load import Model
 
-__all__ = ["gather_labels", "normalise", "score_labels", "score_tokens"]
+__all__ = ["gather_labels", "score_labels", "score_tokens"]
 
 _ROWS_OF_LOGITS = 512  # kept positions whose logits are held at once: a vocabulary of 152k in float32 is 0.6 MB each
 
@@ -83,11 +83,3 @@ def gather_labels(scores_N: Tensor, packed: Pack, labels: Sequence[LabelTokens])
     each = np.add.reduceat(tokens, np.cumsum([0, *sizes[:-1]]))
     cuts = np.cumsum([len(answers.names) for answers in labels])[:-1]
     return [part.astype(np.float32) for part in np.split(each, cuts)]
-
-
-def normalise(logprobs: NDArray[np.float32], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities over the labels alone: softmax of ``logprobs / temperature``."""
-    scaled = logprobs.astype(np.float64) / temperature
-    exp = np.exp(scaled - scaled.max())
-    result: NDArray[np.float64] = exp / exp.sum()
-    return result

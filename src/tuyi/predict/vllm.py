@@ -19,9 +19,9 @@ from tuyi.encode.encoder import Encoder
 from tuyi.errors import ConfigError, EngineError, LabelError, ModelError
 from tuyi.model.folder import FolderInfo
 from tuyi.model.tiny import NAMES
-from tuyi.predict.asked import TokenBytes, closed_labels, predicted, spread, unpatchify
+from tuyi.predict.asked import TokenBytes, predicted, spread, unpatchify
 from tuyi.predict.decoded import END, Step
-from tuyi.predict.engine import SizedRow
+from tuyi.predict.engine import SizedRow, closed_labels
 from tuyi.predict.in_flight import answers_as_they_come, cancelled
 from tuyi.predict.prediction import Prediction
 from tuyi.task.labels import LabelSet

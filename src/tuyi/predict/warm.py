@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from tuyi.encode.encoded import Encoded, Media
 from tuyi.encode.encoder import LabelTokens
-from tuyi.encode.pack import pack
-from tuyi.model.forward import to_device
 from tuyi.model.load import Model
-from tuyi.predict.scoring import score_tokens
+from tuyi.predict.scoring import score_labels
 from tuyi.vision.spec import ImagePatches
 
 __all__ = ["warm_up"]
@@ -30,11 +27,7 @@ def warm_up(model: Model) -> float:
     began = time.perf_counter()
     labels = LabelTokens(("one", "two", "three"), ((5, 6), (7, 8, 6), (5, 7, 9, 6)))
     for h, w, rows in _SIDES:
-        packed = pack([_row(model, h, w + 2 * row, row) for row in range(rows)], [labels] * rows)
-        batch = to_device(packed, model.spec, model.device)
-        score_tokens(model, batch, packed).cpu()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+        score_labels(model, [_row(model, h, w + 2 * row, row) for row in range(rows)], [labels] * rows)
     return time.perf_counter() - began
 
 
