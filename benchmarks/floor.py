@@ -1,8 +1,11 @@
-"""The least time that a workload can take: every prompt token and every patch once, at the measured matrix rate.
+"""The least time that a workload can take: every token and every patch once, at the measured matrix rate.
 
 Counted for Qwen2-VL (arXiv 2409.12191), two operations a multiply-add: the linears of the language model, its causal
 attention, the linears of the vision tower with the patch projection, its full attention over each picture, and the
-patch merger. Not counted: embeddings, norms, the head at the one place that is read, label continuations.
+patch merger. Not counted: embeddings, norms, the head at the places that are read, label continuations.
+
+Training takes the operations of the forward pass once more for the gradients of the inputs, and once more for those of
+the weights where these learn (:func:`training_flops`).
 """
 
 from __future__ import annotations
@@ -10,16 +13,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Flops", "RowWork", "count_flops", "floor_rate", "matrix_rate", "row_work", "total"]
+__all__ = ["Flops", "RowWork", "count_flops", "floor_rate", "matrix_rate", "row_work", "total", "training_flops"]
 
 
 @dataclass(frozen=True, slots=True)
 class RowWork:
-    """What one row brings to the model: prompt tokens, visual ones included, and the patches of each picture."""
+    """What one row brings to the model: its tokens, visual ones included, and the patches of each picture."""
 
     tokens: int
     patches: tuple[int, ...]
@@ -65,6 +68,33 @@ def count_flops(config: Any, work: RowWork) -> Flops:
     )
 
 
+def training_flops(forward: Flops, *, method: str = "full", tower: bool = False, projector: bool = False) -> Flops:
+    """Operations of training on a row.
+
+    A language model that learns passes three times: forward, gradients of the inputs, gradients of the weights.
+    Adapters beside frozen weights need the first two in the linears, their own weights being small, but attention has
+    no weights: both sides of its products are inputs, and it takes three passes wherever gradients flow. A frozen tower
+    passes once.
+
+    Args:
+        forward: Operations of the forward pass.
+        method: ``full`` or ``lora``.
+        tower: Whether the vision tower learns.
+        projector: Whether the patch merger learns.
+    """
+    learning = 3.0 if method == "full" else 2.0
+    seen = learning if tower else 1.0
+    merged = learning if projector else 2.0 if tower else 1.0
+    return replace(
+        forward,
+        language_linears=learning * forward.language_linears,
+        language_attention=3.0 * forward.language_attention,
+        tower_linears=seen * forward.tower_linears,
+        tower_attention=(3.0 if tower else 1.0) * forward.tower_attention,
+        merger=merged * forward.merger,
+    )
+
+
 def total(parts: Iterable[Flops]) -> Flops:
     """The sum, part by part."""
     listed = list(parts)
@@ -76,13 +106,14 @@ def floor_rate(rows: Sequence[Flops], flops_per_second: float) -> float:
     return len(rows) * flops_per_second / total(rows).sum
 
 
-def row_work(data: Path, frontend: Any, tasks: Any) -> dict[str, RowWork]:
+def row_work(data: Path, frontend: Any, tasks: Any, *, labelled: bool = False) -> dict[str, RowWork]:
     """The work of every row of a data file, by id, from file headers and the tokenizer alone.
 
     Args:
         data: The data file.
         frontend: The model's, as ``tuyi.model.load.load_frontend`` gives it.
         tasks: The task set with its budgets.
+        labelled: Whether the answer follows the prompt, as in training.
     """
     import math
 
@@ -105,7 +136,8 @@ def row_work(data: Path, frontend: Any, tasks: Any) -> dict[str, RowWork]:
                 grid = image_grid(info.width, info.height, frontend.spec, budget.min_pixels, budget.max_pixels)
                 patches.append(math.prod(grid))
         visual = sum(count // frontend.spec.merge_size**2 + 2 for count in patches)  # and the two vision marks
-        found[row.id] = RowWork(sum(len(piece.ids) for piece in pieces) + visual, tuple(patches))
+        answer = len(template.tokens(task.target(row) or "")) + 1 if labelled else 0  # and the token that ends it
+        found[row.id] = RowWork(sum(len(piece.ids) for piece in pieces) + visual + answer, tuple(patches))
     return found
 
 

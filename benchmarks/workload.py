@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from models import make_model
 from pictures import draw_screenshot, save_screenshot
@@ -58,8 +59,7 @@ def draw_shapes(
         tasks: Which tasks to take.
         max_picture_pixels: Pictures above this many pixels are drawn smaller, for machines without a GPU.
     """
-    known = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
-    rng = random.Random(seed)
+    known, rng = _known(), random.Random(seed)
     drawn: list[Shape] = []
     for task in tasks:
         share = 1.0 if len(tasks) == 1 else SCENE_SHARE if task == "scene" else 1 - SCENE_SHARE
@@ -87,13 +87,15 @@ def make_workload(
     tasks: Sequence[str] = ("scene", "intent"),
     max_picture_pixels: int | None = None,
     copies: int = 1,
+    labelled: bool = False,
 ) -> Path:
-    """Write rows in the challenge's form, without labels; all pictures differ.
+    """Write rows in the challenge's form; all pictures differ.
 
     Args:
-        folder: Receives ``test.json`` and ``images/``.
+        folder: Receives ``test.json``, or ``train.json`` where ``labelled``, and ``images/``.
         rows, seed, tasks, max_picture_pixels: As for :func:`draw_shapes`.
         copies: How many times each row stands in the file, under ids of its own, with the same pictures.
+        labelled: Whether rows have labels, drawn as often as in the challenge; texts and pictures stay the same.
 
     Returns:
         The data file.
@@ -112,19 +114,21 @@ def make_workload(
                 pool.map(lambda job: save_screenshot(images, *job[0], job[1]), zip(jobs, seeds)),
             )
         )
-    rng = random.Random(seed)
+    rng, draw = random.Random(seed), random.Random(seed)
     written = [
         {
             "id": f"{row}" if copies == 1 else f"{row}.{copy}",
             "instruction": text,
             "input": "",
-            "output": "",
+            "output": label,
             "image": [names[f"{row}_{index}"] for index in range(len(shape.pictures))],
         }
-        for row, (shape, text) in enumerate([(shape, _prompt(shape, rng)) for shape in shapes])
+        for row, (shape, text, label) in enumerate(
+            [(shape, _prompt(shape, rng), _label(shape, draw) if labelled else "") for shape in shapes]
+        )
         for copy in range(copies)
     ]
-    file = folder / "test.json"
+    file = folder / ("train.json" if labelled else "test.json")
     file.write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
     return file
 
@@ -152,6 +156,17 @@ def _chatter(length: int, rng: random.Random) -> str:
     return text[:length]
 
 
+def _label(shape: Shape, draw: random.Random) -> str:
+    counts = _known()["labels"][shape.task]
+    return draw.choices(list(counts), list(counts.values()))[0]
+
+
+@cache
+def _known() -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
+    return known
+
+
 @cache
 def _sentences() -> tuple[str, ...]:
     asked = [item.text for label in intents() for part in ("train", "test") for item in wordings(label, part, False)]
@@ -177,10 +192,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--labelled", action="store_true", help="rows to train on")
     parser.add_argument("--model", choices=("tiny", "2b", "7b"))
     parser.add_argument("--device", default="cpu", help="where the model's weights are drawn")
     args = parser.parse_args()
-    print(make_workload(args.folder, args.rows, args.seed))
+    print(make_workload(args.folder, args.rows, args.seed, labelled=args.labelled))
     if args.model:
         print(make_model(args.folder / args.model, args.model, texts(), device=args.device))
 

@@ -28,6 +28,8 @@ from tuyi.predict.vllm import VllmSettings
 from tuyi.task.catalog import load_tasks
 from tuyi.task.task import Budget
 from tuyi.train.settings import Freeze, LoraSettings, TrainRun, TrainSettings
+from tuyi.train.space import check_space, parse_space
+from tuyi.train.tune import TuneRun, TuneSettings
 
 ROOT = Path(__file__).parents[1]
 TRANSLATED = (
@@ -151,6 +153,7 @@ def test_settings_on_command_lines_exist() -> None:
     known = {
         "train": {*TrainSettings.model_fields, *(f"freeze.{name}" for name in Freeze.model_fields)},
         "budget": set(Budget.model_fields),
+        "tune": set(TuneSettings.model_fields),
         "predict": {
             *PredictSettings.model_fields,
             *(f"api.{name}" for name in ApiSettings.model_fields),
@@ -179,12 +182,20 @@ def test_make_targets_exist() -> None:
     assert set(used) <= targets
 
 
+def check_run(value: dict[str, Any]) -> None:
+    if "tune" in value:
+        run = TuneRun.model_validate(value)
+        check_space(parse_space(run.tune.space), run.train, load_tasks(str(run.task)))
+    else:
+        TrainRun.model_validate(value)
+
+
 def test_yaml_examples_load(tmp_path: Path) -> None:
     tasks = runs = 0
     for number, block in enumerate(all_blocks("yaml")):
         value = yaml.safe_load(block.text)
         if "data" in value:
-            TrainRun.model_validate(value)
+            check_run(value)
             runs += 1
         else:
             file = tmp_path / f"task{number}.yaml"
@@ -196,11 +207,11 @@ def test_yaml_examples_load(tmp_path: Path) -> None:
 
 def test_run_files_in_examples_load() -> None:
     files = sorted((ROOT / "examples").rglob("*.yaml"))
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
         if "data" in value:
-            TrainRun.model_validate(value)
+            check_run(value)
         else:
             load_tasks(file)
 
@@ -255,6 +266,7 @@ def test_prediction_examples_are_predictions() -> None:
         (TrainSettings, "training.md"),
         (LoraSettings, "training.md"),
         (Freeze, "training.md"),
+        (TuneSettings, "training.md"),
         (PredictSettings, "prediction.md"),
         (ApiSettings, "engines.md"),
         (VllmSettings, "engines.md"),

@@ -5,8 +5,10 @@ The verbs, in the order of the work::
     tuyi.read(path)                         examples of any supported format, streamed
     tuyi.check(path, tasks)                 what is wrong with them
     tuyi.train(path, out, task=…)           a model folder
+    tuyi.tune(path, out, valid=…)           the settings to train with
     tuyi.predict(model, path, out)          a predictions file
     tuyi.evaluate(predictions, path, out)   scores, calibration, report
+    tuyi.export(model, out)                 a whole model folder from an adapter or a checkpoint
     tuyi.load(model)                        a model in this process, for single questions
 
 Importing the package is cheap; what a verb needs is imported when it is first used.
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tuyi.data.split import split
     from tuyi.errors import TuyiError
     from tuyi.evaluate.judge import Evaluation, evaluate
+    from tuyi.model.export import ExportSummary, export
     from tuyi.predict.classifier import Classifier, load
     from tuyi.predict.prediction import Prediction, read_predictions
     from tuyi.predict.run import PredictSettings, PredictSummary, predict
@@ -41,11 +44,13 @@ if TYPE_CHECKING:
     from tuyi.task.task import Task
     from tuyi.train.run import TrainSummary, train
     from tuyi.train.settings import TrainSettings
+    from tuyi.train.tune import TuneSettings, TuneSummary, tune
 
 _HOMES = {
     "Classifier": "tuyi.predict.classifier",
     "Evaluation": "tuyi.evaluate.judge",
     "Example": "tuyi.data.example",
+    "ExportSummary": "tuyi.model.export",
     "Image": "tuyi.data.example",
     "PredictSettings": "tuyi.predict.run",
     "PredictSummary": "tuyi.predict.run",
@@ -56,12 +61,15 @@ _HOMES = {
     "Text": "tuyi.data.example",
     "TrainSettings": "tuyi.train.settings",
     "TrainSummary": "tuyi.train.run",
+    "TuneSettings": "tuyi.train.tune",
+    "TuneSummary": "tuyi.train.tune",
     "Turn": "tuyi.data.example",
     "TuyiError": "tuyi.errors",
     "Video": "tuyi.data.example",
     "check": "tuyi.data.check",
     "convert": "tuyi.data.convert",
     "evaluate": "tuyi.evaluate.judge",
+    "export": "tuyi.model.export",
     "load": "tuyi.predict.classifier",
     "load_settings": "tuyi.config",
     "load_tasks": "tuyi.task.catalog",
@@ -71,6 +79,7 @@ _HOMES = {
     "scan": "tuyi.data.source",
     "split": "tuyi.data.split",
     "train": "tuyi.train.run",
+    "tune": "tuyi.train.tune",
     "write_submission": "tuyi.predict.submission",
 }
 
@@ -78,6 +87,7 @@ __all__ = [
     "Classifier",
     "Evaluation",
     "Example",
+    "ExportSummary",
     "Image",
     "PredictSettings",
     "PredictSummary",
@@ -88,12 +98,15 @@ __all__ = [
     "Text",
     "TrainSettings",
     "TrainSummary",
+    "TuneSettings",
+    "TuneSummary",
     "Turn",
     "TuyiError",
     "Video",
     "check",
     "convert",
     "evaluate",
+    "export",
     "load",
     "load_settings",
     "load_tasks",
@@ -103,6 +116,7 @@ __all__ = [
     "scan",
     "split",
     "train",
+    "tune",
     "write_submission",
 ]
 

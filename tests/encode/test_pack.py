@@ -93,6 +93,30 @@ def test_branches_lie_behind_all_prompts(qwen3: Any, rows: dict[str, Example]):
     assert next(kept, None) is None
 
 
+def test_rows_taught_distributions_weigh_each_label(qwen3: Any, rows: dict[str, Example]):
+    """The layout of prediction, but for a shared beginning; each target weighs its row's weight times its share."""
+    examples = [replace(rows[name], weight=weight) for name, weight in (("text", 2.0), ("image", 0.5), ("system", 1.0))]
+    encoded = [qwen3.encoder.encode(example, labelled=False) for example in examples]
+    labels = [qwen3.encoder.labels(qwen3.encoder.tasks.of(example)) for example in examples]
+    shares = [np.random.default_rng(7).dirichlet(np.ones(len(answers.names))) for answers in labels]
+    packed = pack(encoded, labels, shares=shares)
+    weights = np.empty_like(packed.weights)
+    weights[packed.order] = packed.weights
+    expected = [
+        example.weight * part
+        for example, answers, share in zip(examples, labels, shares, strict=True)
+        for ids, part in zip(answers.ids, share, strict=True)
+        for _ in ids
+    ]
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    assert packed.weights.dtype == np.float32
+    alike = [qwen3.encoder.encode(replace(rows["text"], id=name), labelled=False) for name in "ab"]
+    assert pack(alike, [labels[0]] * 2).shared > 8
+    assert pack(alike, [labels[0]] * 2, shares=[shares[0]] * 2).shared == 0
+    with pytest.raises(ValueError):
+        pack(encoded, labels, shares=[shares[0], shares[1][1:], shares[2]])
+
+
 def test_a_common_beginning_stands_once(qwen3: Any, picture: Callable[..., Any]):
     """Up to the first picture and never a row's last token, however equal the tokens behind it are."""
     asks = {name: (Text("红色的这个能用吗"), picture(seed=seed)) for seed, name in enumerate("ab")}

@@ -110,7 +110,7 @@ def test_rows_are_read_as_they_are_needed(encoder: Encoder, sized: list[SizedRow
     with feed(encoder, workers=1, window=6) as ahead, closing(ahead.packs(endless())) as packs:
         for ready in islice(packs, 12):
             done += len(ready.encoded)
-            ahead._rows.submit(int).result()  # one worker: all that was handed to it is done
+            ahead._ahead._rows.submit(int).result()  # one worker: all that was handed to it is done
             assert len(ready.encoded) <= 6
             assert len(encoded) - done <= 3 * 6, "at most three packs ahead"
             assert len(pulled) - done <= 3 * 6 + 6, "and a window of rows that are not encoded yet"
@@ -172,8 +172,9 @@ def test_closing_while_rows_are_encoded_ends_the_threads(
     before = set(threading.enumerate())
     ahead = Feed(encoder, CPU, pack_tokens=100_000, workers=2, window=6)
     submitted: list[Any] = []
-    submit = ahead._rows.submit
-    monkeypatch.setattr(ahead._rows, "submit", lambda *a, **o: submitted.append(submit(*a, **o)) or submitted[-1])
+    threads = ahead._ahead._rows
+    submit = threads.submit
+    monkeypatch.setattr(threads, "submit", lambda *a, **o: submitted.append(submit(*a, **o)) or submitted[-1])
     packs = ahead.packs(sized)
     assert len(next(packs).encoded) == 6
     while len(begun) < 8:

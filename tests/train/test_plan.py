@@ -42,6 +42,14 @@ def test_epochs_may_end_early():
     assert [plan.epoch_at(step) for step in (0, 5, 7, 10)] == [0, 1, 1.4, 2]
 
 
+def test_an_order_of_its_own_is_cut_into_steps():
+    plan = Plan(LENGTHS, epochs=2, seed=0, batch_rows=20, order=lambda epoch: np.full(50, epoch))
+    assert [plan.rows(step).tolist() for step in (0, 2, 3)] == [[0] * 20, [0] * 10, [1] * 20]
+    by_tokens = Plan(LENGTHS, epochs=1, seed=0, batch_rows=1, batch_tokens=45, order=lambda epoch: np.full(50, 1))
+    assert LENGTHS[1] == 17
+    assert [len(by_tokens.rows(step)) for step in range(by_tokens.steps)] == [2] * 25
+
+
 @given(
     sizes=st.lists(st.integers(1, 120), min_size=1, max_size=40),
     world=st.integers(1, 4),

@@ -247,7 +247,7 @@ def test_bad_rows_stop_before_the_weights_load_or_are_named(pictures, colours, t
     shutil.copy(data / "red" / "1.png", data / "purple" / "x.png")
     with monkeypatch.context() as patch:
         patch.setattr(
-            import_module("tuyi.train.fit"), "load_model", lambda *a, **k: pytest.fail("the weights were loaded")
+            import_module("tuyi.train.learner"), "load_model", lambda *a, **k: pytest.fail("the weights were loaded")
         )
         with pytest.raises(DataError, match=r"(?s)2 rows cannot be used.*purple.*0\.png.*--on-bad-row skip"):
             tuyi.train(data, tmp_path / "model", task=colours, settings=TrainSettings(max_steps=1))

@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 
 from tuyi.data.example import Image
 from tuyi.errors import MediaError
+from tuyi.vision.augment import Augment
 from tuyi.vision.patches import image_patches
 from tuyi.vision.pool import PicturePool
 from tuyi.vision.spec import VisionSpec
@@ -128,6 +129,23 @@ def test_draft(tmp_path: Path) -> None:
         values = pool.patches(image, SPEC, *BUDGET, block).values
     assert (values == image_patches(image, SPEC, *BUDGET, draft=True).values).all()
     assert (values != image_patches(image, SPEC, *BUDGET).values).any()
+
+
+def test_augmented_as_in_this_process(shared: PicturePool) -> None:
+    augment = Augment(jpeg_quality=(40, 95), blur=0.7, scale=0.6, brightness=0.2, contrast=0.2, share=0.8)
+    images = [picture(seed) for seed in range(3)]
+    asked = [(image, seed) for image in images for seed in range(4)]
+    with shared.block(4 * size_of(images)) as block, ThreadPoolExecutor(2) as threads:
+        found = list(
+            threads.map(lambda one: shared.patches(one[0], SPEC, *BUDGET, block, augment=augment, seed=one[1]), asked)
+        )
+        assert len(found) == 12
+        for (image, seed), patches in zip(asked, found, strict=True):
+            assert (patches.values == image_patches(image, SPEC, *BUDGET, augment=augment, seed=seed).values).all()
+        assert len({patches.values.tobytes() for patches in found}) > 9
+    with shared.block(size_of(images[:1])) as block:
+        plain = shared.patches(images[0], SPEC, *BUDGET, block, seed=3)
+        assert (plain.values == image_patches(images[0], SPEC, *BUDGET).values).all()
 
 
 # --- workers that die, and ends ---------------------------------------------------------------------------------------
@@ -244,6 +262,7 @@ def test_nothing_is_left_when_the_script_is_killed(end: signal.Signals, tmp_path
 
 def test_workers_import_little() -> None:
     heavy = "('torch', 'transformers', 'av', 'pydantic', 'scipy', 'pyarrow', 'tuyi.data')"
-    code = f"import sys, tuyi.vision.worker, tuyi.vision.resample; print([m for m in {heavy} if m in sys.modules])"
+    needed = "tuyi.vision.worker, tuyi.vision.resample, tuyi.vision.change"
+    code = f"import sys, {needed}; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

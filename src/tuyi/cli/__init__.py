@@ -12,10 +12,12 @@ from tuyi.cli.convert import convert
 from tuyi.cli.demo import demo
 from tuyi.cli.doctor import doctor
 from tuyi.cli.evaluate import evaluate
+from tuyi.cli.export import export
 from tuyi.cli.predict import predict
 from tuyi.cli.split import split
 from tuyi.cli.task import task_app
 from tuyi.cli.train import train
+from tuyi.cli.tune import tune
 from tuyi.errors import TuyiError
 
 __all__ = ["app", "main"]
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, check, convert, split, train, predict, compare_engines, evaluate, doctor):
+for command in (demo, check, convert, split, train, tune, predict, compare_engines, evaluate, export, doctor):
     app.command()(command)
 app.add_typer(task_app, name="task")
 

@@ -79,7 +79,7 @@ class Pack:
         targets: int64, shape (N,): the next tokens.
         order: int64, shape (N,): where each target stands in reading order: row by row, label by label.
         weights: float32, shape (N,): weight of each target in the loss.
-        branches: Label continuations; None in training.
+        branches: Label continuations; None where rows stand with their answers.
     """
 
     rows: tuple[Encoded, ...]
@@ -97,16 +97,23 @@ class Pack:
     branches: Branches | None = None
 
 
-def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None, known: Container[bytes] = ()) -> Pack:
+def pack(
+    rows: Sequence[Encoded],
+    labels: Sequence[LabelTokens] | None = None,
+    known: Container[bytes] = (),
+    shares: Sequence[NDArray[np.float32]] | None = None,
+) -> Pack:
     """Lay rows end to end.
 
     Args:
-        rows: Encoded rows; for training each with its answer.
-        labels: For prediction, the labels of each row's task; their continuations are laid behind the prompts, and
-            a beginning that all prompts share stands once.
+        rows: Encoded rows; for training each with its answer, except where ``shares`` say what it is taught.
+        labels: The labels of each row's task, where all are scored; their continuations are laid behind the prompts,
+            and in prediction a beginning that all prompts share stands once.
         known: Keys of the media whose features need not be computed.
+        shares: The distribution over its labels that each row is taught: a label's targets weigh the row's weight times
+            its share. Without, each weighs 1.
     """
-    shared = 0 if labels is None else _shared(rows)
+    shared = 0 if labels is None or shares is not None else _shared(rows)
     lengths = tuple(len(row) - shared for row in rows)
     starts = shared + np.cumsum([0, *lengths])  # a row's token i stands at its start + i - shared
     ids = [rows[0].ids[:shared], *(row.ids[shared:] for row in rows)]
@@ -127,7 +134,7 @@ def pack(rows: Sequence[Encoded], labels: Sequence[LabelTokens] | None = None, k
         keep, first = np.unique(laid.keep, return_inverse=True)
         order = np.argsort(first, kind="stable")
         read, targets = first[order], laid.targets[order]
-        weights = np.ones(len(targets), np.float32)
+        weights = np.ones(len(targets), np.float32) if shares is None else _weights(rows, labels, shares)[order]
     return Pack(
         rows=tuple(rows),
         ids=np.concatenate(ids).astype(np.int64),
@@ -162,6 +169,17 @@ def _shared(rows: Sequence[Encoded]) -> int:
         differ = np.flatnonzero(row.ids[:common] != first[:common])
         common = int(differ[0]) if len(differ) else common
     return common if common >= _WORTH else 0
+
+
+def _weights(
+    rows: Sequence[Encoded], labels: Sequence[LabelTokens], shares: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Weight of each label token, row by row and label by label."""
+    each = [
+        np.repeat(row.weight * share, [len(ids) for ids in answers.ids])
+        for row, answers, share in zip(rows, labels, shares, strict=True)
+    ]
+    return np.concatenate(each).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tuyi.encode.pack import Branches
 from tuyi.model.kernels import Kernel, attend, fastest, varlen_available
+from tuyi.model.key_sets import join, lse_with_gradient
 from tuyi.model.segments import Segments
 
 __all__ = ["NAME", "Layout", "choose_kernels", "register", "use_packed_attention"]
@@ -73,6 +74,13 @@ class Layout:
     def roots(self) -> int:
         """Tokens before the branches."""
         return self.shared + sum(self.lengths)
+
+    def leaves(self) -> Segments:
+        """Each label branch by itself, counted from the first of their tokens."""
+        assert self.branches is not None
+        lengths = [length for row in self.branches.lengths for length in row if length]
+        cu = self.segments.cu_q[-len(lengths) - 1 :] - self.roots
+        return Segments(cu, cu, max(lengths), max(lengths), True)
 
 
 def _cumulative(lengths: Sequence[int]) -> Tensor:
@@ -136,15 +144,14 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
         k, v = k.index_select(0, layout.keys), v.index_select(0, layout.keys)
     out, lse = attend(q, k, v, layout.segments, scale, kernel)
     if layout.prompts is not None and layout.prompts.max_q:
-        roots = layout.roots
-        prompt, prompt_lse = attend(q[roots:], k, v, layout.prompts, scale, kernel)
-        # softmax over both key sets, from their normalisers
-        share = torch.sigmoid(prompt_lse - lse[:, roots:]).transpose(0, 1).unsqueeze(-1)
-        own = out[roots:].float()
-        merged = (own + share * (prompt.float() - own)).to(out.dtype)
+        roots, leaf_q, leaf_k = layout.roots, q[layout.roots :], k[layout.roots - len(q) :]
+        prompt, prompt_lse = attend(leaf_q, k, v, layout.prompts, scale, kernel)
+        own, own_lse = out[roots:], lse[:, roots:]
         if out.requires_grad:
-            return torch.cat([out[:roots], merged])
-        out[roots:] = merged
+            prompt_lse = lse_with_gradient(prompt_lse, leaf_q, k, layout.prompts, scale, kernel)
+            own_lse = lse_with_gradient(own_lse, leaf_q, leaf_k, layout.leaves(), scale, kernel)
+            return torch.cat([out[:roots], join(own, own_lse, prompt, prompt_lse)])
+        out[roots:] = join(own, own_lse, prompt, prompt_lse)
     return out
 
 
@@ -273,7 +280,7 @@ def use_packed_attention(model: torch.nn.Module) -> None:
 
 
 def choose_kernels(model: torch.nn.Module) -> dict[str, str]:
-    """Give each tower the fastest attention kernel of this machine; for prediction, as not all have gradients.
+    """Give each tower of a model, or of a part of one, the fastest attention kernel; not all have gradients.
 
     Returns:
         For ``tower`` and ``language`` what was chosen and why; empty where dense attention is used.

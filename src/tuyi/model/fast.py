@@ -1,4 +1,4 @@
-"""A loaded model made ready to predict on this machine: the fastest attention, fused norms, compiled blocks."""
+"""A loaded model made ready for this machine: the fastest attention, fused norms, compiled blocks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["compile_blocks", "tune"]
 
 
 def tune(model: Any) -> list[str]:
-    """Choose the kernels of a model for this machine; for prediction, as not all have gradients.
+    """Choose the kernels of a model for this machine; for what has no gradients, as not all kernels do.
 
     Args:
-        model: The adapted transformers model, on its device.
+        model: The adapted transformers model, or a frozen part of it, on its device.
 
     Returns:
         Lines that say what was chosen.

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
 from tuyi.model.attention import Layout, use_packed_attention
-from tuyi.model.kept import Kept
+from tuyi.model.kept import Store
 from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec
 
@@ -133,14 +133,14 @@ def adapt(model: Any, spec: VisionSpec) -> None:
     model.forward = MethodType(_forward, model)
 
 
-def _forward(self: Any, batch: Batch, head: bool = True, kept: Kept | None = None) -> Tensor:
+def _forward(self: Any, batch: Batch, head: bool = True, kept: Store | None = None) -> Tensor:
     self.model.language_model.layers[-1].mlp.tuyi_keep = batch.keep
     hidden_KD = _hidden_states(self, batch, kept)[batch.keep]
     logits_KV: Tensor = self.lm_head(hidden_KD).float() if head else hidden_KD
     return logits_KV
 
 
-def _hidden_states(model: Any, batch: Batch, kept: Kept | None) -> Tensor:
+def _hidden_states(model: Any, batch: Batch, kept: Store | None) -> Tensor:
     """The language model's last hidden states, (T, D)."""
     embeds_1TD = model.get_input_embeddings()(batch.ids)[None]
     extra: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def _hidden_states(model: Any, batch: Batch, kept: Kept | None) -> Tensor:
 
 
 def _see(
-    model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor, kept: Kept | None
+    model: Any, batch: Batch, tower: Tower, embeds_1TD: Tensor, kept: Store | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Embeddings with the visual features in their places, and what else the language model takes of them."""
     levels = _features(model, tower, kept)
@@ -173,7 +173,7 @@ def _see(
     return embeds_1TD, {"visual_pos_masks": mask_1T, "deepstack_visual_embeds": [x[order] for x in deep]}
 
 
-def _features(model: Any, tower: Tower, kept: Kept | None) -> list[Tensor]:
+def _features(model: Any, tower: Tower, kept: Store | None) -> list[Tensor]:
     """Visual features, then those of the deeper levels where the family has them: new ones first, then known ones."""
     levels: list[list[Tensor]] = []
     made: list[Tensor]

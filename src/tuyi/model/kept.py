@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Kept", "Plan"]
+__all__ = ["Kept", "Plan", "Store"]
+
+
+class Store(Protocol):
+    """Features by key, as a pass takes and gives them."""
+
+    def __getitem__(self, key: bytes, /) -> Sequence[Tensor]: ...
+
+    def keep(self, key: bytes | None, levels: Sequence[Tensor]) -> None:
+        """Keep a picture's features, level by level, where it has a key."""
 
 
 class Plan:

@@ -42,7 +42,7 @@ def _fa2(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[T
     if q.shape[1] != k.shape[1]:
         if _groups_heads():
             extra["enable_gqa"] = True
-        elif k.requires_grad:  # torch 2.11's kernel groups heads, its gradient formula does not know
+        elif k.requires_grad or v.requires_grad:  # torch 2.11's kernel groups heads, its gradient formula does not know
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     window = (-1, 0) if at.causal else (-1, -1)
     out, lse = varlen_attn(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuyi.errors import ModelError, first_line
+from tuyi.errors import ConfigError, ModelError, first_line
 from tuyi.model.folder import FolderInfo, read_info
+from tuyi.model.four_bit import four_bit_options, keep_layout
 from tuyi.model.quiet import no_progress_bars
 from tuyi.model.tiny import NAMES
 from tuyi.vision.spec import VisionSpec
@@ -74,7 +75,7 @@ def peek(name: str) -> FolderInfo | None:
             if (folder / "adapter_config.json").exists():
                 raise ModelError(
                     f"{name} is an adapter without its model; `tuyi train` writes the merged model into the folder "
-                    "above it, any other adapter must be merged into its base model first"
+                    f"above it, any other adapter is merged with `tuyi export {name} --out FOLDER`"
                 )
             inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
             hint = f"; it has {', '.join(inner)} inside" if inner else ""
@@ -113,7 +114,9 @@ def load_frontend(name: str, texts: Iterable[str] = ()) -> Frontend:
     return Frontend(name, config, processor, _spec(config, processor), info)
 
 
-def load_model(frontend: Frontend, *, device: str | None = None, dtype: str | None = None, seed: int = 0) -> Model:
+def load_model(
+    frontend: Frontend, *, device: str | None = None, dtype: str | None = None, seed: int = 0, four_bit: bool = False
+) -> Model:
     """Load a model's weights and adapt it to packs.
 
     Args:
@@ -121,9 +124,11 @@ def load_model(frontend: Frontend, *, device: str | None = None, dtype: str | No
         device: Torch device; the first GPU where there is one, else the CPU.
         dtype: ``bfloat16`` or ``float32``; bfloat16 on a GPU, float32 on a CPU where not given.
         seed: For a built-in model, of its random weights.
+        four_bit: Whether the language model's linear layers are kept in 4 bits; for training adapters.
 
     Raises:
         ModelError: The weights are missing, incomplete or broken.
+        ConfigError: Four bits of a built-in model, or without bitsandbytes.
     """
     import torch
 
@@ -132,28 +137,36 @@ def load_model(frontend: Frontend, *, device: str | None = None, dtype: str | No
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     if frontend.name in NAMES:
+        if four_bit:
+            raise ConfigError(f"{frontend.name} starts from random weights: there is nothing to keep in 4 bits")
         from tuyi.model.tiny import build_weights
 
         hf = build_weights(copy.deepcopy(frontend.config), seed).to(kind)  # adapting a model changes its configuration
     else:
-        hf = _pretrained(frontend.name, kind)
+        hf = _pretrained(frontend.name, kind, place if four_bit else None)
     adapt(hf, frontend.spec)
     return Model(hf.to(place), frontend)
 
 
-def _pretrained(name: str, dtype: Any) -> Any:
+def _pretrained(name: str, dtype: Any, four_bit_on: Any) -> Any:
+    """The weights, on the CPU; where a device is given, there, the language model in 4 bits."""
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
+    options = {} if four_bit_on is None else four_bit_options(four_bit_on, dtype)
     try:
         with no_progress_bars():
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, output_loading_info=True, **options
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights of model {name} cannot be loaded: {first_line(error)}") from error
     hf, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         raise ModelError(f"model {name} lacks {len(wrong)} of its weights, the first is {wrong[0]}")
+    if four_bit_on is not None:
+        keep_layout(hf)
     return hf.eval()
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +12,10 @@ import torch
 
 from tuyi.data.example import Example
 from tuyi.encode.encoded import Encoded
-from tuyi.encode.encoder import Encoder, LabelTokens
+from tuyi.encode.encoder import Encoder, LabelTokens, Look
 from tuyi.encode.pack import Pack, group, pack
 from tuyi.errors import DataError
+from tuyi.model.ahead import Ahead, Coming
 from tuyi.model.forward import Batch, to_device
 from tuyi.model.kept import Plan
 from tuyi.predict.engine import SizedRow, closed_labels
@@ -46,30 +44,6 @@ class Ready:
     keys: frozenset[bytes]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Coming:
-    """A pack that is being made, and its rows."""
-
-    pack: Future[Ready | None]
-    rows: Sequence[Future[Encoded]]
-
-
-def _stop(packs: Collection[_Coming]) -> None:
-    """Begin nothing more of them; their memory is given back once the rows that were begun are over."""
-    for row in (row for one in packs for row in one.rows):
-        row.cancel()
-    for one in packs:
-        _over(one.rows)
-        one.pack.cancel()
-
-
-def _over(rows: Sequence[Future[Encoded]]) -> None:
-    """Wait until each is done or cancelled."""
-    for row in rows:
-        with suppress(CancelledError):
-            row.exception()
-
-
 class Feed:
     """Encodes rows ahead of a model.
 
@@ -89,13 +63,9 @@ class Feed:
         self, encoder: Encoder, device: torch.device, *, pack_tokens: int, workers: int, window: int,
         pool: PicturePool | None = None, features: int = 0, on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
-        self._on_bad_row = on_bad_row
-        self._encoder, self._device, self._pool = encoder, device, pool
-        self._pack_tokens, self._workers, self._window = pack_tokens, workers, window
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._encoder, self._pack_tokens, self._window = encoder, pack_tokens, window
+        self._ahead = Ahead(device, workers=workers, pool=pool, on_bad_row=on_bad_row)
         self._plan = Plan(features)
-        self._rows = ThreadPoolExecutor(workers, "rows")
-        self._packs = ThreadPoolExecutor(1, "packs")
 
     def packs(self, rows: Iterable[SizedRow]) -> Generator[Ready, None, None]:
         """Packs in the order in which they are to run: longest rows first in each window.
@@ -105,24 +75,23 @@ class Feed:
             DataError: A picture that cannot be read after all.
         """
         self._plan.clear()
-        coming: deque[_Coming] = deque()
+        coming: deque[Coming[Ready]] = deque()
         try:
             for examples, tokens in self._grouped(rows):
                 coming.append(self._start(examples, tokens))
                 # ahead lie rows for every worker, and at least the pack after the one that runs
-                while len(coming) > 2 and sum(len(one.rows) for one in coming) > 3 * self._workers:
+                while len(coming) > 2 and sum(len(one.rows) for one in coming) > 3 * self._ahead.workers:
                     if (ready := coming.popleft().pack.result()) is not None:
                         yield ready
             while coming:
                 if (ready := coming.popleft().pack.result()) is not None:
                     yield ready
         finally:
-            _stop(coming)
+            self._ahead.stop(coming)
 
     def close(self) -> None:
         """End the threads; the pool is its owner's."""
-        self._rows.shutdown(wait=True, cancel_futures=True)
-        self._packs.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
 
     def _grouped(self, rows: Iterable[SizedRow]) -> Iterator[tuple[list[Example], int]]:
         """Rows that pass the model together, and their tokens without branches."""
@@ -140,45 +109,21 @@ class Feed:
         closed_labels(task)
         return sum(self._encoder.labels(task).branch_lengths)
 
-    def _start(self, examples: list[Example], tokens: int) -> _Coming:
+    def _start(self, examples: list[Example], tokens: int) -> Coming[Ready]:
         spec = self._encoder.spec
-        block, look = None, None
-        if self._pool is not None:
-            # patches of one frame; a video's are not cut by the pool
-            block = self._pool.block(tokens * spec.merge_size**2 * 3 * spec.patch_size**2)
-            look = partial(self._pool.patches, into=block)
-        encoded = [self._rows.submit(self._encoder.encode, row, labelled=False, look=look) for row in examples]
-        packed = self._packs.submit(self._assemble, encoded)
-        if block is not None:
-            packed.add_done_callback(lambda _: block.release())
-        return _Coming(packed, encoded)
+        # patches of one frame; a video's are not cut by the pool
+        pixel_bytes = tokens * spec.merge_size**2 * 3 * spec.patch_size**2
+        return self._ahead.start([self._encoding(row) for row in examples], pixel_bytes, self._ready)
 
-    def _assemble(self, coming: Sequence[Future[Encoded]]) -> Ready | None:
-        _over(coming)  # whatever becomes of the pack, nobody writes into its memory any more
-        encoded = [row for row in map(self._result, coming) if row is not None]
-        return self._ready(encoded) if encoded else None
-
-    def _result(self, row: Future[Encoded]) -> Encoded | None:
-        try:
-            return row.result()
-        except DataError as error:
-            if self._on_bad_row is None:
-                raise
-            self._on_bad_row(error)
-            return None
+    def _encoding(self, row: Example) -> Callable[[Look | None], Encoded]:
+        return lambda look: self._encoder.encode(row, labelled=False, look=look)
 
     def _ready(self, encoded: list[Encoded]) -> Ready:
         labels = [self._encoder.labels(self._encoder.tasks[row.task]) for row in encoded]
         packed = pack(encoded, labels, self._plan)
         visuals = [visual for visual in (packed.images, packed.videos) if visual is not None]
         self._plan.use([used for visual in visuals for used in visual.uses()])
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            batch = to_device(packed, self._encoder.spec, self._device)
-        if self._stream is not None:
-            self._stream.synchronize()  # waits in this thread alone; then the host's memory is free again
-            runs_on = torch.cuda.default_stream(self._device)
-            for tensor in batch.tensors():
-                tensor.record_stream(runs_on)
+        batch = to_device(packed, self._encoder.spec, self._ahead.device)
         return Ready(encoded, labels, packed, batch, frozenset(self._plan))
 
 

@@ -12,13 +12,14 @@ __all__ = ["resolve", "training_arguments"]
 
 def resolve(settings: TrainSettings, *, builtin: bool, gpu: bool) -> TrainSettings:
     """Fill in what was left to us: settings with no value that depends on the model or the machine."""
-    rates = {"full": 1e-5, "lora": 1e-4}
+    rate = 1e-5 if settings.method == "full" else 1e-4
     freeze = Freeze(vision=False, projector=False) if builtin else Freeze()
     return settings.model_copy(
         update={
-            "lr": settings.lr or (1e-3 if builtin else rates[settings.method]),
+            "lr": settings.lr or (1e-3 if builtin else rate),
             "freeze": settings.freeze or freeze,
             "precision": settings.precision or ("bf16" if gpu else "fp32"),
+            "workers": settings.workers or (_workers() if gpu else 1),
         }
     )
 
@@ -32,7 +33,6 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
     eval_steps = min(settings.eval_steps or save_steps, steps)
     if validated and settings.keep_best:
         save_steps = eval_steps  # a best checkpoint can only be kept where one is written
-    workers = settings.workers
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
@@ -45,10 +45,10 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
         adam_beta1=settings.betas[0],
         adam_beta2=settings.betas[1],
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bf16",
+        # DeepSpeed keeps 32-bit weights of its own; elsewhere the weights are of the type that is computed in
+        bf16=settings.precision != "fp32" and settings.deepspeed is not None,
         use_cpu=not gpu and settings.deepspeed is None,  # DeepSpeed chooses its own device
         seed=settings.seed,
-        dataloader_num_workers=workers if workers is not None else _workers(gpu),
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validated else "no",
@@ -67,11 +67,10 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
     )
 
 
-def _workers(gpu: bool) -> int:
+def _workers() -> int:
+    """The cores of this machine, shared by the GPUs."""
     import os
 
     import torch
 
-    if not gpu:
-        return 0
-    return max(1, min(12, (os.cpu_count() or 2) // max(1, torch.cuda.device_count()) - 1))
+    return max(2, min(16, (os.cpu_count() or 2) // max(1, torch.cuda.device_count()) - 1))

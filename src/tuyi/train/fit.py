@@ -6,17 +6,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import Survey
 from tuyi.errors import ConfigError
-from tuyi.model.load import Frontend, Model, load_model
+from tuyi.model.load import Frontend
 from tuyi.model.tiny import NAMES
 from tuyi.train.arguments import resolve, training_arguments
 from tuyi.train.plan import Plan
 from tuyi.train.process import rank_and_world
 from tuyi.train.settings import TrainSettings
+from tuyi.train.taught import teach
+
+if TYPE_CHECKING:
+    from tuyi.train.learner import Learner
 
 __all__ = ["Fitted", "Fitting", "fit"]
 
@@ -70,110 +74,82 @@ def fit(given: Fitting) -> Fitted:
 
     Raises:
         ConfigError: Settings that do not go together.
-        TrainingError: The loss stopped being a number.
+        TrainingError: The loss stopped being a number, or rose far above its beginning.
     """
     import torch
     from rich.console import Console
-    from transformers import PrinterCallback
 
+    from tuyi.train.learner import make_learner
+    from tuyi.train.line import open_line
     from tuyi.train.progress import Teller, plot_loss, read_log
-    from tuyi.train.steps import Steps
-    from tuyi.train.trainable import count
     from tuyi.train.trainer import PackTrainer, last_checkpoint
     from tuyi.train.validate import validation
 
     gpu = torch.cuda.is_available()
     settings = resolve(given.settings, builtin=given.frontend.name in NAMES, gpu=gpu)
     console = given.console or Console(quiet=True)
-    plan = Plan(
-        given.rows.tokens,
-        epochs=settings.epochs,
-        seed=settings.seed,
-        batch_rows=settings.batch_rows,
-        batch_tokens=settings.batch_tokens,
-        max_steps=settings.max_steps,
-    )
+    taught = teach(given.rows, given.encoder, settings)
     checkpoints = given.out / "checkpoints"
-    arguments = training_arguments(settings, checkpoints, plan.steps, validated=given.valid is not None, gpu=gpu)
-    rank, world = rank_and_world()
-    lora = settings.method == "lora"
-    dtype = "bfloat16" if lora and settings.precision == "bf16" else "float32"
-
-    def base() -> Model:
-        return load_model(given.frontend, device=str(arguments.device), dtype=dtype, seed=settings.seed)
-
-    model = base()
-    learner = _learner(model, settings)
-    steps = Steps(
-        given.rows,
-        given.encoder,
-        plan,
-        rank=rank,
-        world=world,
-        pack_tokens=settings.pack_tokens,
-        keep=arguments.dataloader_num_workers == 0,
+    arguments = training_arguments(settings, checkpoints, taught.plan.steps, validated=given.valid is not None, gpu=gpu)
+    learner = make_learner(given.frontend, settings, str(arguments.device), rows=len(given.rows))
+    console.print(_headline(given, learner, taught.plan), highlight=False)
+    with open_line(given, taught, learner, gpu=gpu) as line:
+        for told in (*learner.told, *line.told):
+            console.print(told, highlight=False, markup=False)
+        log = given.out / "loss.jsonl"
+        teller = Teller(log, line.steps, console)
+        trainer = PackTrainer(
+            steps=line.steps,
+            feed=line.feed,
+            settings=learner.settings,
+            evaluation=validation(learner.model, given.encoder, given.valid, line) if given.valid else None,
+            model=learner.hf,
+            args=arguments,
+            processing_class=given.frontend.processor,
+            callbacks=_callbacks(teller, settings, given, writes=rank_and_world()[0] == 0),
+        )
+        checkpoint = last_checkpoint(checkpoints) if given.resume else None
+        if given.resume:
+            console.print(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting anew")
+        seconds = _run(trainer, teller, checkpoint)
+    begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+    entries = read_log(log)
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    if rank_and_world()[0] == 0:
+        plot_loss(log, given.out / "loss.png")
+    tail = losses[-max(1, len(losses) // 10) :]
+    return Fitted(
+        trainer=trainer,
+        base=learner.base,
+        steps=taught.plan.steps,
+        rows_done=sum(line.steps.rows_in(step) for step in range(begin, trainer.state.global_step)),
+        seconds=seconds,
+        loss=sum(tail) / len(tail) if tail else float("nan"),
+        scores=_best(entries, settings),
+        settings=learner.settings,
     )
-    learning, everything = count(learner)
-    console.print(_headline(given, settings, plan, learning, everything, str(arguments.device)), highlight=False)
-    log = given.out / "loss.jsonl"
-    teller = Teller(log, steps, console)
-    trainer = PackTrainer(
-        steps=steps,
-        spec=model.spec,
-        evaluation=validation(model, given.encoder, given.valid, settings.pack_tokens) if given.valid else None,
-        model=learner,
-        args=arguments,
-        processing_class=given.frontend.processor,
-        callbacks=_callbacks(teller, settings, given, writes=rank == 0),
-    )
+
+
+def _run(trainer: Any, teller: Any, checkpoint: Path | None) -> float:
+    """Seconds that training took."""
+    from transformers import PrinterCallback
+
     trainer.remove_callback(PrinterCallback)  # ours tells the same
-    checkpoint = last_checkpoint(checkpoints) if given.resume else None
-    if given.resume:
-        console.print(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting anew")
     started = time.perf_counter()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         teller.close()
-    seconds = time.perf_counter() - started
-    begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
-    entries = read_log(log)
-    losses = [entry["loss"] for entry in entries if "loss" in entry]
-    if rank == 0:
-        plot_loss(log, given.out / "loss.png")
-    tail = losses[-max(1, len(losses) // 10) :]
-    return Fitted(
-        trainer=trainer,
-        base=(lambda: base().hf) if lora else None,
-        steps=plan.steps,
-        rows_done=sum(steps.rows_in(step) for step in range(begin, trainer.state.global_step)),
-        seconds=seconds,
-        loss=sum(tail) / len(tail) if tail else float("nan"),
-        scores=_best(entries, settings),
-        settings=settings,
-    )
+    return time.perf_counter() - started
 
 
-def _learner(model: Model, settings: TrainSettings) -> Any:
-    """The model with its frozen parts, or its adapters, as the trainer gets it."""
-    from transformers import set_seed
-
-    from tuyi.train.trainable import add_lora, freeze_parts
-
-    assert settings.freeze is not None, "settings are resolved first"
-    freeze_parts(model.hf, settings.freeze)
-    if settings.gradient_checkpointing:
-        model.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    set_seed(settings.seed)
-    return add_lora(model.hf, settings.lora, settings.freeze) if settings.method == "lora" else model.hf
-
-
-def _headline(given: Fitting, settings: TrainSettings, plan: Plan, learning: int, everything: int, device: str) -> str:
+def _headline(given: Fitting, learner: Learner, plan: Plan) -> str:
+    settings = learner.settings
     assert settings.freeze is not None
     frozen = [name for name, value in settings.freeze.model_dump().items() if value]
     return (
-        f"training {given.frontend.name} on {device}, {settings.precision}, {settings.method}: "
-        f"{learning / 1e6:.2f} M of {everything / 1e6:.2f} M weights learn"
+        f"training {given.frontend.name} on {learner.model.device}, {settings.precision}, {settings.method}: "
+        f"{learner.learning / 1e6:.2f} M of {learner.everything / 1e6:.2f} M weights learn"
         f"{' (frozen: ' + ', '.join(frozen) + ')' if frozen else ''}\n"
         f"{len(given.rows)} rows, mean {sum(given.rows.tokens) / len(given.rows):.0f} tokens, longest "
         f"{max(given.rows.tokens)}; {plan.steps} steps, peak learning rate {settings.lr:g}"

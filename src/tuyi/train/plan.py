@@ -6,7 +6,8 @@ happened before it. So a resumed run, however often it was killed, meets the row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ class Plan:
         batch_rows: Rows a step.
         batch_tokens: Tokens a step, instead of rows; a step ends before the row that would exceed them.
         max_steps: Most steps.
+        order: The rows of an epoch, in order, by its number, as many as there are; every row once, shuffled, where not
+            given. It has to give the same rows for the same number, whichever epochs were asked for before.
     """
 
     def __init__(
@@ -37,9 +40,11 @@ class Plan:
         batch_rows: int,
         batch_tokens: int | None = None,
         max_steps: int | None = None,
+        order: Callable[[int], Rows] | None = None,
     ) -> None:
         self.tokens = np.asarray(tokens, np.int64)
         self._seed, self._batch_rows, self._batch_tokens = seed, batch_rows, batch_tokens
+        self._order = lru_cache(maxsize=4)(order or self._shuffled)  # asked for in every step
         self._first: list[int] = [0]  # the step at which each epoch begins
         while len(self._first) - 1 < epochs:
             share = min(1.0, epochs - (len(self._first) - 1))
@@ -58,7 +63,7 @@ class Plan:
         epoch = min(int(np.searchsorted(self._first, step, side="right")), len(self._first) - 1) - 1
         return epoch + (step - self._first[epoch]) / (len(self._cuts(epoch)) - 1)
 
-    def _order(self, epoch: int) -> Rows:
+    def _shuffled(self, epoch: int) -> Rows:
         return np.random.default_rng([self._seed, epoch]).permutation(len(self.tokens))
 
     def _cuts(self, epoch: int) -> Rows:

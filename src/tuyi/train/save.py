@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tuyi.model.adapters import merge_adapter
 from tuyi.model.folder import FILE, FolderInfo, write_info
+from tuyi.model.write import weight_errors, write_model, write_processor
 from tuyi.train.process import first_process, wait_for_all
 
 __all__ = ["save_model"]
@@ -18,33 +20,43 @@ def save_model(trainer: Any, base: Any, out: Path, info: FolderInfo) -> None:
 
     Args:
         trainer: The trainer, its best weights loaded.
-        base: Makes the untouched base model again, for merging adapters; None where the weights themselves learned.
+        base: Makes the untouched base model again, on the CPU and in 16 or 32 bits, for merging adapters; None where
+            the weights themselves learned.
         out: The model folder. Files of other names in it stay.
         info: What ``tuyi.json`` will say.
+
+    Raises:
+        OutputError: The folder cannot be written.
     """
     part = out / ".saving"
     if first_process():
         shutil.rmtree(part, ignore_errors=True)
     wait_for_all()
-    if base is None:
-        if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
-            import torch
+    with weight_errors(out):
+        if base is None:
+            if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
+                import torch
 
-            trainer.model.to(torch.bfloat16)
-        trainer.save_model(str(part))
-    else:
-        trainer.save_model(str(out / "adapter"))
-        if first_process():
-            from peft import PeftModel
-
-            merged = PeftModel.from_pretrained(base(), str(out / "adapter")).merge_and_unload()
-            merged.save_pretrained(part)
-            trainer.processing_class.save_pretrained(part)
+                trainer.model.to(torch.bfloat16)
+            trainer.save_model(str(part))
+            if first_process():
+                write_processor(trainer.processing_class, part)
+        else:
+            trainer.save_model(str(part / "adapter"))
+            if first_process():
+                write_model(merge_adapter(base(), part / "adapter"), trainer.processing_class, part)
     wait_for_all()
     if first_process():
-        (part / "training_args.bin").unlink(missing_ok=True)
-        write_info(part, info)
-        # tuyi.json last: a folder that has it is whole
-        for file in sorted(part.iterdir(), key=lambda path: path.name == FILE):
-            os.replace(file, out / file.name)
-        part.rmdir()
+        with weight_errors(out):
+            _move(part, out, info)
+
+
+def _move(part: Path, out: Path, info: FolderInfo) -> None:
+    """Put what was written into its place; ``tuyi.json`` last, since a folder that has it is whole."""
+    for arguments in part.rglob("training_args.bin"):
+        arguments.unlink()
+    write_info(part, info)
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    for file in sorted(part.iterdir(), key=lambda path: path.name == FILE):
+        os.replace(file, out / file.name)
+    part.rmdir()

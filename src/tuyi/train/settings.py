@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from tuyi.config import Settings
 from tuyi.data.options import ReadOptions
+from tuyi.vision.augment import Augment
 
 __all__ = ["Freeze", "LoraSettings", "TrainRun", "TrainSettings"]
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Freeze(Settings):
@@ -36,13 +39,16 @@ class LoraSettings(Settings):
     rank: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = False
+    """Whether they count alpha / √rank instead of alpha / rank (arXiv 2312.03732)."""
 
 
 class TrainSettings(Settings):
     """How to train. What is asked belongs to the task."""
 
-    method: Literal["full", "lora"] = "full"
-    """Whether the weights themselves are trained, or low-rank adapters beside them, merged at the end."""
+    method: Literal["full", "lora", "dora", "qlora"] = "full"
+    """Whether the weights themselves are trained, or low-rank adapters beside them, merged at the end: dora learns the
+    lengths of the weights' rows apart (arXiv 2402.09353), qlora keeps the language model in 4 bits (2305.14314)."""
     lora: LoraSettings = LoraSettings()
     freeze: Freeze | None = None
     """Frozen parts; for pretrained models the tower and the projector, for built-in ones nothing, where not given."""
@@ -65,16 +71,34 @@ class TrainSettings(Settings):
     """Rows in one optimizer step, over all processes."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens in one optimizer step, over all processes; instead of ``batch_rows``."""
-    pack_tokens: int = Field(default=16384, gt=0)
-    """Most tokens that pass the model together; a step of more is done in several passes. Memory, not learning."""
-    precision: Literal["bf16", "fp32"] | None = None
-    """bf16: computed in bfloat16, weights kept in float32; on a GPU bf16, on a CPU fp32, where not given."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
+    sampling: Literal["plain", "balanced"] = "plain"
+    """plain: every row once an epoch; balanced: as many rows an epoch, every label of a task equally often."""
+    task_weights: dict[str, Weight] | None = None
+    """Shares of the tasks among an epoch's rows, by name; as the rows are, where not given."""
+    class_weights: Literal["balanced"] | dict[str, Weight] | None = None
+    """Factors on the loss of rows, by label, 1 where not named; balanced: rows / (labels x rows of the label)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all labels of the row's task (arXiv 1512.00567)."""
+    pack_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens that pass the model together; a step of more is done in several passes. Memory, not learning; as many
+    as the memory found at start holds where not given."""
+    precision: Literal["bf16", "bf16-sr", "fp32"] | None = None
+    """bf16: computed in bfloat16, weights updated in float32; bf16-sr: weights rounded by chance instead, 2 bytes less
+    each; on a GPU bf16, on a CPU fp32, where not given."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations twice to hold fewer of them; only where memory asks for it, where not given."""
+    compile: bool | None = None
+    """Whether to compile the model's blocks; where not given, on a GPU for 1,000 rows and more, epochs counted."""
+    keep_features: Literal["auto", "device", "host", "disk", "none"] = "auto"
+    """Where the features of a frozen vision tower wait for the next epoch; auto: where there is room."""
+    spike: float | None = Field(default=3.0, gt=1)
+    """Stop when a loss is over this many times the largest of the first 20."""
     seed: int = 42
     """Of row order, adapters, and a built-in model's weights."""
-    workers: int | None = Field(default=None, ge=0)
-    """Processes that read pictures; none on a CPU, up to 12 a GPU, where not given."""
+    augment: Augment | None = None
+    """How pictures are changed before they are learned from; off where not given."""
+    workers: int | None = Field(default=None, gt=0)
+    """Processes, on a CPU threads, that read pictures; 1 on a CPU, up to 16 a GPU, where not given."""
     save_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps between checkpoints; four a run where not given."""
     keep_checkpoints: int = Field(default=2, gt=0)
@@ -91,6 +115,12 @@ class TrainSettings(Settings):
     """A DeepSpeed settings file (JSON)."""
     tensorboard: bool = True
     """Whether to write TensorBoard logs into ``logs/``."""
+
+    @model_validator(mode="after")
+    def _four_bits_stay_whole(self) -> TrainSettings:
+        if self.method == "qlora" and self.deepspeed is not None:
+            raise ValueError("qlora keeps the whole model on each GPU; leave deepspeed out, or use lora")
+        return self
 
 
 class TrainRun(Settings):

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from tuyi.encode.pack import Pack
 from tuyi.errors import TrainingError
-from tuyi.model.forward import Batch, to_device
+from tuyi.train.adamw import AdamW16
+from tuyi.train.feed import Feed
+from tuyi.train.loss import answer_loss
 from tuyi.train.process import rank_and_world
+from tuyi.train.settings import TrainSettings
 from tuyi.train.steps import Steps
-from tuyi.vision.spec import VisionSpec
+from tuyi.train.together import Together
+from tuyi.train.watch import what_is_wrong
 
 __all__ = ["PackTrainer", "answer_loss", "last_checkpoint"]
-
-
-def answer_loss(logits_KV: Tensor, batch: Batch) -> Tensor:
-    """Weighted sum of the cross-entropy of the supervised tokens; a scalar."""
-    losses_K = F.cross_entropy(logits_KV, batch.targets, reduction="none")
-    return (losses_K * batch.weights).sum()
 
 
 class PackTrainer(Trainer):
@@ -36,52 +31,106 @@ class PackTrainer(Trainer):
 
     Args:
         steps: The run.
-        spec: The model's vision facts.
+        feed: Makes the packs.
+        settings: How to train, everything filled in.
         evaluation: Scores the validation rows; returns metrics named ``eval_…``.
         options: As for ``Trainer``; gradient accumulation stays 1, since a step brings its own passes.
     """
 
     def __init__(
-        self, *, steps: Steps, spec: VisionSpec, evaluation: Callable[[], dict[str, float]] | None, **options: Any
-    ) -> None:
+        self, *, steps: Steps, feed: Feed, settings: TrainSettings,
+        evaluation: Callable[[], dict[str, float]] | None, **options: Any,
+    ) -> None:  # fmt: skip
         # transformers wants an evaluation set where it is to evaluate; `evaluate` below never looks at it
         super().__init__(train_dataset=steps, eval_dataset=steps if evaluation else None, **options)
-        self._steps, self._spec, self._evaluation = steps, spec, evaluation
+        self._steps, self._feed, self._settings, self._evaluation = steps, feed, settings, evaluation
+        self._own: AdamW16 | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Steps in order. Not prepared by accelerate: each process encodes its own share already."""
-        return DataLoader(
-            self._steps,
-            batch_size=1,
-            shuffle=False,
-            collate_fn=_only,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=2 if self.args.dataloader_num_workers else None,
-        )
+        """Step numbers in order; what they stand for comes from the feed."""
+        return DataLoader(self._steps, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Our own for weights of 16 bits, else torch's."""
+        whole: Any = self.model
+        learning = [weight for weight in whole.parameters() if weight.requires_grad]
+        if self._is_sharded() or any(weight.dtype != torch.bfloat16 for weight in learning):
+            return super().create_optimizer(model)
+        decayed = set(self.get_decay_parameter_names(whole))
+        named = [(name, weight) for name, weight in whole.named_parameters() if weight.requires_grad]
+        groups = [
+            {"params": [w for name, w in named if name in decayed], "weight_decay": self.args.weight_decay},
+            {"params": [w for name, w in named if name not in decayed], "weight_decay": 0.0},
+        ]
+        for weight in learning:
+            weight.grad_dtype = torch.float32  # gradients of several passes are added up in it
+        self.optimizer = self._own = AdamW16(
+            [group for group in groups if group["params"]], lr=self.args.learning_rate,
+            betas=(self.args.adam_beta1, self.args.adam_beta2), eps=self.args.adam_epsilon,
+            exact=self._settings.precision == "bf16", seed=self.args.seed,
+        )  # fmt: skip
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The norm of all gradients; with our own optimizer they are scaled down as it reads them."""
+        if self._own is None:
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        norm = nn.utils.get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        self._own.scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).float()
+        return norm
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self._is_sharded() or rank_and_world()[1] == 1 or isinstance(model, Together):
+            wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
+            return wrapped
+        return Together(model)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Gradients of one step: the weighted mean over its supervised tokens, however they are packed and spread."""
         model.train()
-        _, world = rank_and_world()
-        scale = world / max(self._steps.weight(self.state.global_step), 1e-12)
+        step: int = inputs["step"]
+        world = rank_and_world()[1] if self._is_sharded() else 1  # those engines take the mean over processes
+        scale = world / max(self._steps.weight(step), 1e-12)
         total = torch.zeros((), device=self.args.device)
-        state = self.accelerator.gradient_state
-        for index, pack in enumerate(inputs):
-            last = index == len(inputs) - 1
-            state._set_sync_gradients(last)
-            with self.accelerator.no_sync(model) if not last and world > 1 else nullcontext():
-                batch = to_device(pack, self._spec, self.args.device, always_see=True)
-                with self.compute_loss_context_manager():
-                    loss = answer_loss(model(batch=batch), batch) * scale
+        for ready, is_last in self._feed.packs(step):
+            with self._summed(model, is_last), self.compute_loss_context_manager():
+                logits = model(batch=ready.batch, kept=ready.kept)
+                loss = answer_loss(logits, ready.batch) * scale
                 self.accelerator.backward(loss, **self._backward_options())
             total += loss.detach()
-        if not math.isfinite(total.item()):
-            ids = ", ".join(self._steps.ids(self.state.global_step)[:32])
+        if isinstance(model, Together):
+            model.finish()
+            torch.distributed.all_reduce(total)
+        self._watch(step, total.item())
+        return total
+
+    @contextmanager
+    def _summed(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        """A pass whose gradients are summed over processes if it is the step's last."""
+        self.accelerator.gradient_state._set_sync_gradients(is_last)
+        if isinstance(model, Together):
+            model.is_last = is_last
+        with self.accelerator.no_sync(model) if self._is_sharded() and not is_last else nullcontext():
+            yield
+
+    def _watch(self, step: int, loss: float) -> None:
+        """Stop a run that goes wrong.
+
+        Raises:
+            TrainingError: The loss is no number, or a spike; with the rows of the step.
+        """
+        logged = [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+        wrong = what_is_wrong(loss, logged, self._settings.spike)
+        if wrong is not None:
+            ids = ", ".join(self._steps.ids(step)[:32])
             raise TrainingError(
-                f"the loss became {total.item()} in step {self.state.global_step + 1}; its rows: {ids}. "
+                f"{wrong} in step {step + 1}; its rows: {ids}. "
                 "Lower train.lr or look at these rows; the checkpoints before it are whole"
             )
-        return total
+
+    def _is_sharded(self) -> bool:
+        """Whether another engine holds weights, gradients or optimizer."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _backward_options(self) -> dict[str, Any]:
         return {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
@@ -112,8 +161,7 @@ class PackTrainer(Trainer):
 
     def _is_whole(self) -> bool:
         """Whether a checkpoint is the model itself, neither adapters nor shards."""
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return not sharded and not hasattr(self.model, "peft_config")
+        return not self._is_sharded() and not hasattr(self.model, "peft_config")
 
     def _restore(self, checkpoint: str) -> None:
         """Load the weights of a checkpoint, all of them.
@@ -140,5 +188,5 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _only(items: list[list[Pack]]) -> list[Pack]:
+def _only(items: list[dict[str, int]]) -> dict[str, int]:
     return items[0]

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import Survey
 from tuyi.model.load import Model
+from tuyi.train.line import Line
 
 __all__ = ["validation"]
 
 
-def validation(model: Model, encoder: Encoder, rows: Survey, pack_tokens: int) -> Callable[[], dict[str, float]]:
+def validation(model: Model, encoder: Encoder, rows: Survey, line: Line) -> Callable[[], dict[str, float]]:
     """A function that scores the validation rows with the weights as they are then.
 
     Every process scores every row: where weights are sharded, all have to run the same passes anyway.
@@ -20,7 +21,7 @@ def validation(model: Model, encoder: Encoder, rows: Survey, pack_tokens: int) -
         model: The model in training.
         encoder: Of the same model.
         rows: Labelled rows.
-        pack_tokens: Most tokens of a pack.
+        line: The run's way to the model; its picture pool is used.
 
     Returns:
         A function of nothing, returning weighted F1 and accuracy of each task and the mean F1, named ``eval_…``.
@@ -36,7 +37,8 @@ def validation(model: Model, encoder: Encoder, rows: Survey, pack_tokens: int) -
         assert task.labels is not None
         assert row.label is not None
         gold[row.id] = (task.name, task.labels.canonical(row.label))
-    engine = LocalEngine(model, encoder, pack_tokens=pack_tokens, workers=2)
+    engine = LocalEngine(model, encoder, pack_tokens=line.pack_tokens, workers=line.workers, pool=line.pool)
+    line.closing.callback(engine.close)
 
     def evaluate() -> dict[str, float]:
         model.hf.eval()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuyi.vision.arena import Block
+    from tuyi.vision.augment import Augment
     from tuyi.vision.image import MAX_PICTURE_PIXELS, ImageInfo, load_rgb, probe_image
     from tuyi.vision.patches import image_grid, image_patches
     from tuyi.vision.pool import PicturePool
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PICTURE_PIXELS",
+    "Augment",
     "Block",
     "Family",
     "ImageInfo",
@@ -41,6 +43,7 @@ __all__ = [
 
 _ROOM = {
     "arena": ("Block",),
+    "augment": ("Augment",),
     "image": ("MAX_PICTURE_PIXELS", "ImageInfo", "load_rgb", "probe_image"),
     "patches": ("image_grid", "image_patches"),
     "pool": ("PicturePool",),

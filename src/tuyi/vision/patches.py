@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
 
     from tuyi.data.example import Image
+    from tuyi.vision.augment import Augment
+    from tuyi.vision.change import Change
 
 __all__ = ["cut", "image_grid", "image_patches", "patchify", "resized"]
 
@@ -34,7 +36,14 @@ def image_grid(width: int, height: int, spec: VisionSpec, min_pixels: int, max_p
 
 
 def image_patches(
-    image: Image, spec: VisionSpec, min_pixels: int, max_pixels: int, *, draft: bool = False
+    image: Image,
+    spec: VisionSpec,
+    min_pixels: int,
+    max_pixels: int,
+    *,
+    draft: bool = False,
+    augment: Augment | None = None,
+    seed: int = 0,
 ) -> ImagePatches:
     """A picture, decoded, resized (bicubic, on uint8) and cut into patches.
 
@@ -43,6 +52,8 @@ def image_patches(
         spec: The model's vision tower.
         min_pixels, max_pixels: Smallest and largest area of the resized picture.
         draft: Decode a JPEG of at least twice the needed size at a fraction of it: quicker, with other pixels.
+        augment: How it is changed, on the same grid; not at all where not given.
+        seed: Decides every draw of ``augment``; not negative.
 
     Raises:
         MediaError: The picture cannot be used.
@@ -50,18 +61,27 @@ def image_patches(
     Source: transformers' ``Qwen2VLImageProcessor``; equal to its ``pixel_values`` before rescaling and normalising,
     with one frame instead of the doubled one.
     """
-    picture, grid = resized(image, spec, min_pixels, max_pixels, draft=draft)
+    change = None if augment is None else augment.draw(seed)
+    picture, grid = resized(image, spec, min_pixels, max_pixels, draft=draft, change=change)
     values = np.empty((grid[1] * grid[2], 3 * spec.patch_size**2), np.uint8)
     cut(picture, spec, values)
     return ImagePatches(values, grid)
 
 
 def resized(
-    image: Image, spec: VisionSpec, min_pixels: int, max_pixels: int, *, draft: bool = False
+    image: Image,
+    spec: VisionSpec,
+    min_pixels: int,
+    max_pixels: int,
+    *,
+    draft: bool = False,
+    change: Change | None = None,
 ) -> tuple[Pillow.Image, tuple[int, int, int]]:
     """The first half of :func:`image_patches`: the picture at the size that the model is shown, and its grid."""
     from tuyi.vision.image import load_rgb, probe_image
     from tuyi.vision.resample import resample
+
+    to_size = resample if change is None else change.resample
 
     def sized(width: int, height: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
         grid = image_grid(width, height, spec, min_pixels, max_pixels)
@@ -70,10 +90,10 @@ def resized(
     if draft:
         info = probe_image(image)
         grid, size = sized(info.width, info.height)
-        return resample(load_rgb(image, size), size), grid
+        return to_size(load_rgb(image, size), size), grid
     picture = load_rgb(image)
     grid, size = sized(*picture.size)
-    return resample(picture, size), grid
+    return to_size(picture, size), grid
 
 
 def cut(picture: Pillow.Image, spec: VisionSpec, out: NDArray[np.uint8]) -> None:

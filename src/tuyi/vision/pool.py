@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tuyi.data.example import Image
+    from tuyi.vision.augment import Augment
 
 __all__ = ["PicturePool"]
 
@@ -77,7 +78,17 @@ class PicturePool:
         """
         return self._arena.block(size)
 
-    def patches(self, image: Image, spec: VisionSpec, min_pixels: int, max_pixels: int, into: Block) -> ImagePatches:
+    def patches(
+        self,
+        image: Image,
+        spec: VisionSpec,
+        min_pixels: int,
+        max_pixels: int,
+        into: Block,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> ImagePatches:
         """As :func:`~tuyi.vision.patches.image_patches`, by a free worker; for as many threads as there are workers.
 
         A worker that dies is replaced and the picture tried once more.
@@ -87,12 +98,14 @@ class PicturePool:
             spec: The model's vision tower.
             min_pixels, max_pixels: Smallest and largest area of the resized picture.
             into: Block whose next bytes are taken; the values are a view on them.
+            augment, seed: As for :func:`~tuyi.vision.patches.image_patches`.
 
         Raises:
             MediaError: The picture cannot be used, the block has no room for it, or two workers died of it.
             RuntimeError: The pool was closed, before or meanwhile.
         """
-        order = Order(image.source, str(image), spec, min_pixels, max_pixels, self._draft)
+        change = None if augment is None else augment.draw(seed)
+        order = Order(image.source, str(image), spec, min_pixels, max_pixels, self._draft, change)
         worker = self._free.get()
         if worker is None:
             self._free.put(None)  # for the next thread

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tuyi.data.example import Image
+    from tuyi.vision.change import Change
 
 __all__ = ["Order", "main"]
 
@@ -39,6 +40,7 @@ class Order:
         spec: The model's vision tower.
         min_pixels, max_pixels: Smallest and largest area of the resized picture.
         draft: As for :func:`~tuyi.vision.patches.image_patches`.
+        change: What an augmentation drew for it.
     """
 
     source: Path | bytes
@@ -47,6 +49,7 @@ class Order:
     min_pixels: int
     max_pixels: int
     draft: bool
+    change: Change | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -67,7 +70,9 @@ def main() -> None:
 def _serve(connection: Connection, order: Order, memory: NDArray[np.uint8]) -> None:
     try:
         image = cast("Image", order)
-        picture, grid = resized(image, order.spec, order.min_pixels, order.max_pixels, draft=order.draft)
+        picture, grid = resized(
+            image, order.spec, order.min_pixels, order.max_pixels, draft=order.draft, change=order.change
+        )
     except MediaError as error:
         connection.send(error.message)
         return
