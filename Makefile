@@ -23,9 +23,10 @@ test-all: $(BIN)/.ready  ## also the slow ones
 test-gpu: $(BIN)/.ready  ## those that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(BIN)/.ready  ## both benchmarks of prediction at tiny size; a minute on two cores
+bench: $(BIN)/.ready  ## the benchmarks at tiny size; two minutes on two cores
 	$(BIN)/python benchmarks/vision.py --tiny
 	$(BIN)/python benchmarks/predict.py --tiny
+	$(BIN)/python benchmarks/train.py --tiny
 
 check: $(BIN)/.ready  ## format, lint, types, docs drift
 	$(BIN)/ruff format --check .

@@ -24,6 +24,7 @@ class Trained:
 
     Args:
         load_seconds: From the start of the process's work to the training loop.
+        loop_seconds: In the training loop.
         finished: For each optimizer step the seconds since the loop began and the ids of its rows.
         waited: Seconds before each step that the loop waited for its rows.
         loss, grad_norm, lr: As logged.
@@ -37,6 +38,7 @@ class Trained:
     """
 
     load_seconds: float = 0.0
+    loop_seconds: float = 0.0
     finished: list[tuple[float, list[str]]] = field(default_factory=list)
     waited: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
@@ -123,6 +125,8 @@ def record(
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if gpu:
                 torch.cuda.synchronize()
+            done.loop_seconds = time.perf_counter() - start
+            if gpu:
                 done.peak_bytes = torch.cuda.max_memory_allocated()
                 done.reserved_bytes = torch.cuda.max_memory_reserved()
                 seconds = [moments[0].elapsed_time(event) / 1e3 for event in moments[1:]]

@@ -145,12 +145,26 @@ def _show_rest(done: Trained) -> None:
 
 
 def show_ratios(measured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print tuyi's rates over LLaMA-Factory's, from what :func:`show` returned for each run."""
-    theirs = {name: run for name, run in measured.items() if name.startswith("llamafactory") and run["stretches"]}
-    for name, run in measured.items():
-        for other, peer in theirs.items():
-            if name.startswith("llamafactory"):
+    """Print tuyi's rates over those of LLaMA-Factory's first epoch, and what several GPUs make of one's.
+
+    Args:
+        measured: What :func:`show` returned for each run, with its ``method`` and ``gpus``, and ``peer`` for others.
+    """
+    ran = {name: run for name, run in measured.items() if run["stretches"]}
+    for name, run in ran.items():
+        for other, base in ran.items():
+            if run["peer"] or run["method"] != base["method"]:
                 continue
-            base = peer["stretches"]["first epoch"]["rows_per_second"]
-            told = (f"{one['rows_per_second'] / base:.2f} × {title}" for title, one in run["stretches"].items())
-            print(f"{name} over the first epoch of {other}: {', '.join(told)}")
+            if base["peer"]:
+                rate = base["stretches"]["first epoch"]["rows_per_second"]
+                told = (
+                    f"{one['rows_per_second'] / rate:.2f} × {title}"
+                    for title, one in run["stretches"].items()
+                    if title != "warm-up"
+                )
+                print(f"{name} over the first epoch of {other}: {', '.join(told)}")
+            elif base["gpus"] == 1 < run["gpus"]:
+                rates = [one["stretches"]["first epoch"]["rows_per_second"] for one in (run, base)]
+                print(
+                    f"{name} over {run['gpus']} × {other}: {rates[0] / (run['gpus'] * rates[1]):.3f} in the first epoch"
+                )

@@ -15,13 +15,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from models import make_model
 from predict import machine
+from step_record import Trained
 from train_tiny import loss_gap
-from trainers import Job, Recipe, Trained, launch
+from trainers import Job, Recipe, launch
 
 __all__ = ["run"]
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
     for seed in range(args.seeds):
         with no_progress_bars():
             start = make_model(work / f"start{seed}", "tiny", texts, seed=seed)
-        common = {
+        common: dict[str, Any] = {
             "model": str(start), "data": str(work / "digits" / "train"), "task": str(task), "max_pixels": MAX_PIXELS,
             "max_tokens": MAX_TOKENS, "device": device, "held_out": str(work / "digits" / "test"),
         }  # fmt: skip
@@ -85,7 +87,8 @@ def show(done: Mapping[str, Sequence[Trained]]) -> None:
             continue
         scores = [one.scores["accuracy"] for one in many]
         last = [statistics.mean(one.loss[-max(1, len(one.loss) // 10) :]) for one in many]
-        gaps = [loss_gap(one, other) for one, other in zip(many, done.get("script fp32", ())) if not other.skipped]
+        others = () if name == "script fp32" else done.get("script fp32", ())
+        gaps = [loss_gap(one, other) for one, other in zip(many, others) if not other.skipped]
         print(
             f"{name} | {', '.join(f'{score:.4f}' for score in scores)} | {statistics.mean(scores):.4f} | "
             f"{', '.join(f'{loss:.4f}' for loss in last)} | {', '.join(f'{gap:.1e}' for gap in gaps)}"

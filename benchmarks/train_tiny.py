@@ -19,7 +19,8 @@ from pathlib import Path
 
 from models import make_model
 from predict import machine
-from trainers import Interpreter, Job, Recipe, Trained, launch
+from step_record import Trained
+from trainers import Interpreter, Job, Recipe, launch
 
 __all__ = ["export_in_order", "loss_gap", "run"]
 

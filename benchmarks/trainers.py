@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -74,6 +74,7 @@ class Job:
         recipe: Of the peers.
         steps: Ids of the rows of each step, for the peers.
         held_out: Labelled rows to score in the end.
+        gpus: Processes that train together, by ``torchrun``.
         threads: Of torch.
         limit: Seconds after which training stops.
         save: ``all``, ``model`` or ``none``.
@@ -90,6 +91,7 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     steps: tuple[list[str], ...] = ()
     held_out: str = ""
+    gpus: int = 1
     threads: int | None = None
     limit: float | None = None
     save: str = "model"
@@ -126,7 +128,8 @@ def launch(side: str, job: Job, interpreter: Interpreter | None = None) -> Train
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if used.path:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (used.path, environment.get("PYTHONPATH"))))
-    command = [used.python, "-P", __file__, side, str(job_file), str(result_file)]
+    many = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.gpus}"] if job.gpus > 1 else []
+    command = [used.python, "-P", *many, __file__, side, str(job_file), str(result_file)]
     with log.open("w", encoding="utf-8") as file:
         code = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if code:
@@ -144,6 +147,7 @@ def run_tuyi(job: Job, began: float) -> Trained:
     from tuyi.train.settings import TrainRun
 
     done = record(began, limit=job.limit, save=job.save)
+    _count_waiting(done)
     out = Path(job.out) / "model"
     run = load_settings(TrainRun, None, [f"train.{item}" for item in job.settings], data=job.data, out=str(out))
     console = Console(file=sys.stdout, record=True, width=200)
@@ -154,7 +158,7 @@ def run_tuyi(job: Job, began: float) -> Trained:
     except Enough:
         pass
     else:
-        _written(done, began)
+        done.write_seconds = time.perf_counter() - began - done.load_seconds - done.loop_seconds
     told = console.export_text(styles=False).splitlines()
     done.told = [line for line in told if line.strip() and not line.startswith("step ")]
     if job.held_out:
@@ -162,10 +166,23 @@ def run_tuyi(job: Job, began: float) -> Trained:
     return done
 
 
-def _written(done: Trained, began: float) -> None:
-    """What came after the loop was writing the model."""
-    loop = done.finished[-1][0] + done.checkpoint_seconds
-    done.write_seconds = time.perf_counter() - began - done.load_seconds - loop
+def _count_waiting(done: Trained) -> None:
+    """Let waiting for packs, which happens inside a step where no callback sees it, count as waiting for rows."""
+    from tuyi.train.feed import Feed
+
+    plain = Feed.packs
+
+    def packs(feed: Feed, step: int) -> Iterator[Any]:
+        coming = plain(feed, step)
+        while True:
+            asked = time.perf_counter()
+            one = next(coming, None)
+            done.waited[-1] += time.perf_counter() - asked
+            if one is None:
+                return
+            yield one
+
+    Feed.packs = packs  # type: ignore[method-assign, assignment]
 
 
 def _accuracy(model: Path, job: Job) -> float:
@@ -180,7 +197,8 @@ def _accuracy(model: Path, job: Job) -> float:
     found = {row["id"]: row["label"] for row in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
     gold = {row.id: row.label for row in read(job.held_out)}
     assert found.keys() == gold.keys()
-    return sum(found[id_] == label for id_, label in gold.items()) / len(gold)
+    right = sum(found[id_] == label for id_, label in gold.items())
+    return float(right / len(gold))
 
 
 def llamafactory_arguments(job: Job) -> dict[str, Any]:
@@ -257,7 +275,8 @@ def main() -> None:
 
         torch.set_num_threads(job.threads)
     done = SIDES[side](job, began)
-    Path(result_file).write_text(json.dumps(asdict(done), ensure_ascii=False), encoding="utf-8")
+    if os.environ.get("RANK", "0") == "0":
+        Path(result_file).write_text(json.dumps(asdict(done), ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def _chatter(length: int, rng: random.Random) -> str:
 
 
 def _label(shape: Shape, draw: random.Random) -> str:
-    counts = _known()["labels"][shape.task]
+    counts: dict[str, int] = _known()["labels"][shape.task]
     return draw.choices(list(counts), list(counts.values()))[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -22,7 +23,7 @@ from engines import capped_folder
 from floor import Flops, RowWork, count_flops, row_work, training_flops
 from models import make_model
 from step_record import Enough, Trained, record
-from stretches import Cost, cost, stretches
+from stretches import Cost, cost, show, show_ratios, stretches
 from train import learns, named_runs, peers
 from train_script import _batch, _rows
 from train_tiny import export_in_order, loss_gap
@@ -101,6 +102,31 @@ def test_stretches() -> None:
     # a run that was stopped within its first epoch; warm-up leaves it one step
     short = stretches(finished[:2], costs, 9)
     assert {name: one.steps for name, one in short.items()} == {"warm-up": 1, "first epoch": 1, "all": 2}
+
+
+def test_table_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = {"a": Cost(10, 200.0, 160.0), "b": Cost(30, 400.0, 320.0)}
+    ours = Trained(
+        finished=[(3.0, ["a"]), (5.0, ["b"]), (6.0, ["b", "a"])], waited=[0.5, 0.0, 0.25], loss=[3.0, 2.0, 1.0],
+        told=["compiled"],
+    )  # fmt: skip
+    theirs = Trained(finished=[(4.0, ["a"]), (8.0, ["b"])], waited=[1.0, 2.0], loss=[3.0, 2.0])
+    measured = {
+        "full": show("full", ours, costs, 600.0, 1) | {"method": "full", "gpus": 1, "peer": False},
+        "peer": show("peer", theirs, costs, 600.0, 1) | {"method": "full", "gpus": 1, "peer": True},
+        "broken": show("broken", Trained(skipped="no memory"), costs, 600.0, 1),
+    }
+    show_ratios(measured)
+    told = capsys.readouterr().out.splitlines()
+    assert "full: floor 2.0 rows/s, 2.5 where the tower's features are known" in told
+    # the second row is 4/3 rows of mean size; in two seconds, of 600 operations each
+    assert "  first epoch | 1 | 1 | 2.0 | 0.67 | 15 | 33.3%" in told
+    assert "  later epochs | 1 | 2 | 1.0 | 2.00 | 40 | 100.0% (80.0% of that without the tower)" in told
+    assert "  compiled" in told
+    assert "broken: not run: no memory" in told
+    ratios = "2.00 × first epoch, 6.00 × later epochs, 3.33 × all after warm-up, 2.00 × all"
+    assert told[-1] == f"full over the first epoch of peer: {ratios}"
+    assert measured["full"]["stretches"]["all"]["rows_per_second"] == pytest.approx(4 / 6)
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Any]]):
@@ -184,11 +210,10 @@ def test_llamafactory_as_run_and_tuned(tmp_path: Path) -> None:
     common = {"model": "m", "task": "www2025", "max_pixels": 1000, "max_tokens": 2000, "device": "cuda"}
     assert list(peers(_arguments(), tmp_path, data, common)) == []
     found = list(peers(_arguments(method="full,lora", llamafactory_path="there"), tmp_path, data, common))
-    assert [name for name, _, _ in found] == [
-        f"llamafactory {m} {w}" for m in ("full", "lora") for w in ("as-run", "tuned")
-    ]
-    assert all(interpreter.path == "there" for _, _, interpreter in found)
-    as_run, tuned, _, lora = (job for _, job, _ in found)
+    ways = ["full as-run", "full tuned", "lora as-run", "lora tuned"]
+    assert [name for name, *_ in found] == [f"llamafactory {way}" for way in ways]
+    assert all((side, interpreter.path) == ("llamafactory", "there") for _, side, _, interpreter in found)
+    as_run, tuned, _, lora = (job for _, _, job, _ in found)
     assert [id_ for ids in tuned.steps for id_ in ids] == [row.id for row in read(data)]
     assert [len(ids) for ids in tuned.steps] == [16, 4]
     assert len(as_run.steps[0]) == 2
@@ -247,3 +272,16 @@ def test_loss_gap() -> None:
 def test_recipe_defaults_freeze() -> None:
     said = llamafactory_arguments(Job("m", "d", "o", "t", 1, 2, "cpu", recipe=Recipe(freeze=False, answer_only=True)))
     assert (said["freeze_vision_tower"], said["template"], said["use_cpu"]) == (False, "qwen2_vl_answer_only", True)
+
+
+@pytest.mark.slow
+def test_tiny_run_end_to_end(tmp_path: Path) -> None:
+    """tuyi and the usual script, in processes of their own: the same loss in every step."""
+    program = Path(__file__).parents[2] / "benchmarks" / "train.py"
+    command = [sys.executable, str(program), "--tiny", "--steps", "3", "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "largest loss difference" in done.stdout
+    runs = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["runs"]
+    assert list(runs) == ["tuyi", "script"]
+    assert len(runs["tuyi"]["loss"]) == 3
+    assert runs["tuyi"]["loss"] == pytest.approx(runs["script"]["loss"], abs=1e-5)

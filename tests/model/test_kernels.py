@@ -258,3 +258,33 @@ def test_the_choice_on_this_gpu():
     present = {name for name, kernel in KERNELS.items() if kernel.present(torch.device("cuda"))}
     assert pick.rates.keys() | pick.refused.keys() == present
     assert "differ" not in str(pick.refused)
+
+
+@pytest.mark.parametrize("gradient", ["right", "wrong", "none"])
+def test_what_learns_is_tried_with_its_gradients(monkeypatch: pytest.MonkeyPatch, gradient: str):
+    """A kernel without gradients is not tried, and one with wrong ones is refused, however fast it is."""
+    monkeypatch.setattr(Kernel, "present", lambda self, device: True)
+    monkeypatch.setattr(torch.cuda, "Event", Stopwatch)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+        assert q.requires_grad
+        Stopwatch.now += 1e-3
+        wide = (k + v).repeat_interleave(2, dim=1)
+        return q + (wide if gradient == "right" else 1.2 * wide - 0.2 * wide.detach()), k
+
+    def slow(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+        Stopwatch.now += 4e-3
+        return q + (k + v).repeat_interleave(2, dim=1), k
+
+    fakes = (
+        Kernel("fa2", "", (), (0, 0), slow, "torch"),
+        Kernel("quick", "", (), (0, 0), run, None if gradient == "none" else "torch"),
+    )
+    monkeypatch.setattr(kernels, "KERNELS", {kernel.name: kernel for kernel in fakes})
+    fastest.cache_clear()
+    try:
+        pick = fastest(torch.device("cpu"), 2, 1, 16, True, True)
+    finally:
+        fastest.cache_clear()
+    assert pick.kernel.name == ("quick" if gradient == "right" else "fa2")
+    assert pick.refused == ({"quick": "its results differ from those of fa2"} if gradient == "wrong" else {})

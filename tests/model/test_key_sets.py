@@ -18,8 +18,24 @@ from tuyi.model.segments import Segments
 LENGTHS, BRANCHES, SCALE = [5, 3, 8], ((2, 3, 1), (1, 1), (0, 4)), 0.6
 
 
+class Uncovered(torch.autograd.Function):
+    """As kernels do, leaves the gradients of keys that no segment has as it finds them: as anything."""
+
+    @staticmethod
+    def forward(context: Any, keys: Tensor, begin: int, end: int) -> Tensor:
+        context.span = slice(begin, end)
+        return keys.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        found = torch.full_like(gradient, float("nan"))
+        found[context.span] = gradient[context.span]
+        return found, None, None
+
+
 def dense_kernel(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
     """What a kernel computes, segment by segment; its log-sum-exp has no gradient, as with torch's."""
+    k, v = (Uncovered.apply(x, int(at.cu_k[0]), int(at.cu_k[-1])) for x in (k, v))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     outs, sums = [], []
     queries, keys = (zip(cu.tolist(), cu.tolist()[1:]) for cu in (at.cu_q, at.cu_k))

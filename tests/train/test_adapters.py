@@ -21,6 +21,7 @@ from tuyi.errors import ConfigError, OutputError, TrainingError
 from tuyi.model.forward import to_device
 from tuyi.model.load import Model, load_frontend, load_model
 from tuyi.model.write import write_model
+from tuyi.train.progress import read_log
 from tuyi.train.settings import Freeze, LoraSettings, TrainSettings
 from tuyi.train.trainable import add_lora, count, freeze_parts, restore_adapters
 
@@ -48,7 +49,7 @@ def stir(adapted: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if weight.requires_grad:
-                size = 0.2 if "magnitude" in name else weight.shape[1] ** -0.5
+                size = 0.2 if "magnitude" in name else 0.15 * weight.shape[1] ** -0.5
                 weight.add_(size * torch.randn(weight.shape, generator=generator).to(weight.dtype))
     return adapted
 
@@ -156,15 +157,15 @@ def test_dora_in_16_bits_sees_small_changes_of_length(folders: dict[str, Path]):
     base = loaded(folders["qwen2_vl"], "bfloat16").hf
     plain = base.model.language_model.layers[0].mlp.up_proj
     x = torch.randn(50, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
-    with torch.inference_mode():
+    with torch.no_grad():
         before = plain(x)
         layer = add_lora(base, LoraSettings(), Freeze(), dora=True).base_model.model.model.language_model.layers[0]
         assert torch.equal(layer.mlp.up_proj(x), before), "an adapter that has learned nothing changes nothing"
-    lengths = layer.mlp.up_proj.lora_magnitude_vector["default"]
-    with torch.no_grad():
-        lengths.weight.add_(0.001 * lengths.square.sqrt().bfloat16())
-        changed = layer.mlp.up_proj(x).float().mean() / before.float().mean()
-        assert 0.0005 < float(layer.mlp.up_proj(x).float().norm() / before.float().norm() - 1) < 0.0015, changed
+        dora = layer.mlp.up_proj.lora_magnitude_vector["default"]
+        dora.weight.add_(0.001 * dora.square.sqrt())
+        low, high = (layer.mlp.up_proj.get_submodule(name)["default"] for name in ("lora_A", "lora_B"))
+        added = dora(x, lora_A=low, lora_B=high, scaling=2.0, base_layer=plain, base_result=before)
+    torch.testing.assert_close(added, 0.001 * before, rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_peft_opens_a_saved_adapter(
         found = logits(twin, adapted, example)
         expected = theirs(**twin.inputs(example, example.label)).logits[0, -len(found) - 1 : -1]
         untrained = logits(twin, twin.model.hf, example)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert (found - untrained).abs().max() > 0.1
 
 
@@ -245,12 +246,61 @@ def test_a_run_is_not_resumed_with_other_adapters(folders, pictures, colours, tm
             tuyi.train(pictures, tmp_path / "run", settings=settings.model_copy(update=update), resume=True, **options)
 
 
+@pytest.fixture
+def broken_off(folders, pictures, colours, tmp_path, monkeypatch) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """Makes a run in 16 bits that was stopped behind its first checkpoint, and says how it was called."""
+    from tuyi.train.progress import Teller
+
+    plain = Teller.on_step_end
+
+    def stopping(self: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
+        plain(self, args, state, control, **more)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    def make(method: str) -> tuple[Path, dict[str, Any]]:
+        settings = TrainSettings(
+            method=method, epochs=2, batch_rows=8, save_steps=2, lr=2e-2, precision="bf16", tensorboard=False
+        )
+        options = {"task": colours, "model": str(folders["qwen2_vl"]), "settings": settings}
+        with monkeypatch.context() as patch:
+            patch.setattr(Teller, "on_step_end", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                tuyi.train(pictures, tmp_path / "broken-off", **options)
+        return tmp_path / "broken-off", options
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
+def test_adapters_of_16_bits_go_on_with_the_same_losses(broken_off, pictures, tmp_path, method):
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    out, options = broken_off(method)
+    tuyi.train(pictures, out, resume=True, **options)
+    tuyi.train(pictures, tmp_path / "unbroken", **options)
+    found, expected = (
+        [(entry["step"], entry["loss"]) for entry in read_log(folder / "loss.jsonl") if "loss" in entry]
+        for folder in (out, tmp_path / "unbroken")
+    )
+    assert [step for step, _ in expected] == [1, 2, 3, 4, 5, 6]
+    assert found == expected
+
+
+def test_a_checkpoint_of_other_adapters_stops_a_run_before_its_first_step(broken_off, folders, pictures):
+    out, options = broken_off("lora")
+    other = add_lora(loaded(folders["qwen2_vl"], "bfloat16").hf, LoraSettings(rank=4), Freeze())
+    other.save_pretrained(out / "checkpoints" / "checkpoint-2")
+    before = (out / "loss.jsonl").read_text()
+    with pytest.raises(TrainingError, match="checkpoint-2 has adapters with r 4, this run's have 8"):
+        tuyi.train(pictures, out, resume=True, **options)
+    assert (out / "loss.jsonl").read_text() == before
+
+
 @pytest.mark.parametrize("method", ["lora", "dora", "qlora"])
 def test_a_run_learns_and_is_merged(folders, pictures, colours, tmp_path, method):
     if method == "qlora":
         pytest.importorskip("bitsandbytes")
-    from tuyi.train.progress import read_log
-
     settings = TrainSettings(method=method, epochs=3, batch_rows=8, lr=2e-2, tensorboard=False)
     out = tmp_path / "run"
     tuyi.train(pictures, out, task=colours, model=str(folders["qwen2_vl"]), valid=pictures, settings=settings)
@@ -263,7 +313,7 @@ def test_a_run_learns_and_is_merged(folders, pictures, colours, tmp_path, method
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert config["use_dora"] is (method == "dora")
     assert config["base_model_name_or_path"] == str(folders["qwen2_vl"])
-    assert not list(out.rglob("*.bin"))
+    assert not [*out.glob("*.bin"), *(out / "adapter").glob("*.bin")]
     assert not (out / ".saving").exists()
 
 

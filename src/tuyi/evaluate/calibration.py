@@ -195,7 +195,7 @@ def keep_temperature(model_folder: Path, calibrations: Mapping[str, Calibration]
     """Write fitted temperatures into the model folder's ``tuyi.json``; later predictions use them.
 
     The file is replaced whole or not at all; its other keys, and other tasks' calibration, stay as they are. A task
-    whose rows do not determine a temperature is left out.
+    whose rows do not determine a temperature is left out. A folder with a model for each task keeps them with these.
 
     Args:
         model_folder: A folder that `tuyi train` wrote.
@@ -219,6 +219,9 @@ def keep_temperature(model_folder: Path, calibrations: Mapping[str, Calibration]
         raise ModelError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(value.get("calibration") or {}, dict):
         raise ModelError(f"{file}: expected a JSON object whose `calibration`, if any, is one too")
+    if members := value.get("members"):
+        own = (keep_temperature(model_folder / members[name], {name: item}) for name, item in calibrations.items())
+        return {name: kept for one in own for name, kept in one.items()}
     kept = {
         name: {
             "temperature": item.temperature,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ __all__ = ["ADAPTER", "merge_adapter", "read_adapter"]
 
 ADAPTER = "adapter_config.json"
 """The file that makes a folder an adapter, as peft writes it."""
+
+_OLDER = ((r"\Avisual\.", "model.visual."), (r"\Amodel\.(?!language_model\.|visual\.)", "model.language_model."))
+"""Beginnings of modules' names before transformers 4.52 → since."""
+_PREFIX = "base_model.model."
 
 
 def read_adapter(folder: Path) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def merge_adapter(base: Any, folder: Path, dtype: Any = None) -> Any:
     tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
     try:
         config = LoraConfig.from_pretrained(str(folder), inference_mode=True)
-        weights = load_peft_weights(str(folder), device="cpu")
+        weights = {_renamed(key): value for key, value in load_peft_weights(str(folder), device="cpu").items()}
         model = PeftModel(base, config)
         report: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -73,6 +78,14 @@ def merge_adapter(base: Any, folder: Path, dtype: Any = None) -> Any:
             "output; it cannot be merged"
         )
     return _merge(model, folder, dtype or base.dtype)
+
+
+def _renamed(key: str) -> str:
+    """The name of an adapter's weight, as it is in today's models."""
+    name = key.removeprefix(_PREFIX)
+    for older, since in _OLDER:
+        name = re.sub(older, since, name)
+    return name if name == key else _PREFIX + name
 
 
 def _merge(model: Any, folder: Path, dtype: Any) -> Any:

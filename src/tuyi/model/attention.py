@@ -38,6 +38,8 @@ class Layout:
         keys: (K,): for kernels, the token of each key where rows share a prefix (it stands before each row); None
             where keys are the tokens themselves.
         prompts: Each row's branch tokens, seeing the row's whole prompt; for kernels; None without branches.
+        prompt_keys: The keys of all prompts, which these segments count from; kernels leave the gradients of keys that
+            no segment has as they find them.
         masks: Cache of the dense form.
     """
 
@@ -47,6 +49,7 @@ class Layout:
     segments: Segments
     keys: Tensor | None
     prompts: Segments | None
+    prompt_keys: slice
     masks: dict[tuple[Any, ...], Tensor]
 
     @classmethod
@@ -61,14 +64,13 @@ class Layout:
         cu_q, cu_k = _cumulative(queries), _cumulative(seen)
         segments = Segments(cu_q.to(device), cu_k.to(device), max(queries), max(seen), True)
         keys = _keys(shared, lengths, sum(leaves)).to(device) if shared else None
+        rows = cu_k[len(first) : len(first) + len(lengths) + 1]
         prompts = None
         if branches is not None:
-            rows = slice(len(first), len(first) + len(lengths) + 1)
-            row_cu = _cumulative(branches.row_lengths)
-            prompts = Segments(
-                row_cu.to(device), cu_k[rows].to(device), max(branches.row_lengths), shared + max(lengths), False
-            )
-        return cls(shared, tuple(lengths), branches, segments, keys, prompts, {})
+            row_cu, own_cu = _cumulative(branches.row_lengths).to(device), (rows - rows[0]).to(device)
+            prompts = Segments(row_cu, own_cu, max(branches.row_lengths), shared + max(lengths), False)
+        prompt_keys = slice(int(rows[0]), int(rows[-1]))
+        return cls(shared, tuple(lengths), branches, segments, keys, prompts, prompt_keys, {})
 
     @property
     def roots(self) -> int:
@@ -145,10 +147,11 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
     out, lse = attend(q, k, v, layout.segments, scale, kernel)
     if layout.prompts is not None and layout.prompts.max_q:
         roots, leaf_q, leaf_k = layout.roots, q[layout.roots :], k[layout.roots - len(q) :]
-        prompt, prompt_lse = attend(leaf_q, k, v, layout.prompts, scale, kernel)
+        prompt_k, prompt_v = k[layout.prompt_keys], v[layout.prompt_keys]
+        prompt, prompt_lse = attend(leaf_q, prompt_k, prompt_v, layout.prompts, scale, kernel)
         own, own_lse = out[roots:], lse[:, roots:]
         if out.requires_grad:
-            prompt_lse = lse_with_gradient(prompt_lse, leaf_q, k, layout.prompts, scale, kernel)
+            prompt_lse = lse_with_gradient(prompt_lse, leaf_q, prompt_k, layout.prompts, scale, kernel)
             own_lse = lse_with_gradient(own_lse, leaf_q, leaf_k, layout.leaves(), scale, kernel)
             return torch.cat([out[:roots], join(own, own_lse, prompt, prompt_lse)])
         out[roots:] = join(own, own_lse, prompt, prompt_lse)
@@ -279,8 +282,16 @@ def use_packed_attention(model: torch.nn.Module) -> None:
             config._attn_implementation_internal = NAME
 
 
-def choose_kernels(model: torch.nn.Module) -> dict[str, str]:
-    """Give each tower of a model, or of a part of one, the fastest attention kernel; not all have gradients.
+def choose_kernels(
+    model: torch.nn.Module, *, gradient: bool = False, device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Give each tower of a model, or of a part of one, the fastest attention kernel of this machine.
+
+    Args:
+        model: The model or a part of it, on its device.
+        gradient: Whether it learns through its attention, which not all kernels allow.
+        device, dtype: Where and in which type it computes; those of its weights where not given.
 
     Returns:
         For ``tower`` and ``language`` what was chosen and why; empty where dense attention is used.
@@ -291,13 +302,19 @@ def choose_kernels(model: torch.nn.Module) -> dict[str, str]:
         if not (hasattr(module, "is_causal") and hasattr(module, "head_dim")):
             continue
         weight = next(module.parameters())
-        if not varlen_available(weight.device, weight.dtype):
+        place = device or weight.device
+        if not varlen_available(place, dtype or _type(weight)):
             continue
         heads, kv_heads = _heads(module)
-        pick = fastest(weight.device, heads, kv_heads, module.head_dim, bool(module.is_causal))
+        pick = fastest(place, heads, kv_heads, module.head_dim, bool(module.is_causal), gradient)
         module.tuyi_kernel = pick.kernel
         chosen["language" if module.is_causal else "tower"] = str(pick)
     return chosen
+
+
+def _type(weight: Tensor) -> torch.dtype:
+    """What a layer computes in; one in 4 bits, in 16."""
+    return weight.dtype if weight.is_floating_point() else torch.bfloat16
 
 
 def _heads(module: Any) -> tuple[int, int]:

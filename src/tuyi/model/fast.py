@@ -9,17 +9,19 @@ from tuyi.model.attention import choose_kernels, register
 __all__ = ["compile_blocks", "tune"]
 
 
-def tune(model: Any) -> list[str]:
-    """Choose the kernels of a model for this machine; for what has no gradients, as not all kernels do.
+def tune(model: Any, *, gradient: bool = False, device: Any = None, dtype: Any = None) -> list[str]:
+    """Choose the kernels of a model for this machine.
 
     Args:
-        model: The adapted transformers model, or a frozen part of it, on its device.
+        model: The adapted transformers model, or a part of it, on its device.
+        gradient: Whether it learns, which not all kernels allow.
+        device, dtype: Where and in which torch type it computes; those of its weights where not given.
 
     Returns:
         Lines that say what was chosen.
     """
-    chosen = choose_kernels(model)
-    if chosen:
+    chosen = choose_kernels(model, gradient=gradient, device=device, dtype=dtype)
+    if chosen and not gradient:
         from tuyi.model.norms import fuse_norms
 
         fuse_norms(model)

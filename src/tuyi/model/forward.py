@@ -178,11 +178,14 @@ def _features(model: Any, tower: Tower, kept: Store | None) -> list[Tensor]:
     levels: list[list[Tensor]] = []
     made: list[Tensor]
     if tower.patches is not None:
-        seen = model.model.visual(tower.patches, grid_thw=tower.grids, **tower.inputs)
+        visual = model.model.visual
+        # a frozen tower makes no graph, whatever asks its inputs for gradients (checkpointing of other parts does)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(one.requires_grad for one in visual.parameters())):
+            seen = visual(tower.patches, grid_thw=tower.grids, **tower.inputs)
         made = [seen.pooler_output.to(model.dtype), *(getattr(seen, "deepstack_features", None) or ())]
         levels = [[level] for level in made]
         if kept is not None:
-            sizes = (tower.grids.prod(1) // model.model.visual.spatial_merge_size**2).tolist()
+            sizes = (tower.grids.prod(1) // visual.spatial_merge_size**2).tolist()
             for key, *own in zip(tower.keys, *(level.split(sizes) for level in made)):
                 kept.keep(key, own)
     if tower.known:

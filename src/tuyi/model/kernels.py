@@ -98,6 +98,7 @@ class Kernel:
         capability: Least compute capability of the GPU.
         run: q (T_q, H, D), k and v (T_k, H or fewer, D), segments, scale → out (T_q, H, D), log-sum-exp of the scores
             (H, T_q), float32.
+        gradient: A module whose presence gives it gradients with respect to q, k and v; None where nothing does.
     """
 
     name: str
@@ -105,12 +106,17 @@ class Kernel:
     modules: tuple[str, ...]
     capability: tuple[int, int]
     run: Run
+    gradient: str | None = None
 
     def present(self, device: torch.device) -> bool:
         """Whether it can be tried on this device."""
         if device.type != "cuda" or torch.cuda.get_device_capability(device) < self.capability:
             return False
         return any(_importable(name) for name in self.modules)
+
+    def has_gradient(self) -> bool:
+        """Whether a model can learn through it."""
+        return self.gradient is not None and _importable(self.gradient)
 
 
 @cache
@@ -124,10 +130,17 @@ def _importable(name: str) -> bool:
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
-        Kernel("fa2", "torch", ("torch.nn.attention.varlen",), (8, 0), _fa2),
+        Kernel("fa2", "torch", ("torch.nn.attention.varlen",), (8, 0), _fa2, "torch"),
         Kernel("cudnn", "nvidia-cudnn-frontend", ("cudnn",), (9, 0), cudnn_attention),
-        Kernel("fa3", "flash-attn-3 or vllm", ("flash_attn_interface", "vllm.vllm_flash_attn"), (9, 0), _fa3),
-        Kernel("fa4", "flash-attn-4", ("flash_attn.cute",), (9, 0), _fa4),
+        Kernel(
+            "fa3",
+            "flash-attn-3 or vllm",
+            ("flash_attn_interface", "vllm.vllm_flash_attn"),
+            (9, 0),
+            _fa3,
+            "flash_attn_interface",
+        ),
+        Kernel("fa4", "flash-attn-4", ("flash_attn.cute",), (9, 0), _fa4, "flash_attn.cute"),
     )
 }
 
@@ -153,29 +166,33 @@ class Pick:
 
 
 @cache
-def fastest(device: torch.device, heads: int, kv_heads: int, head_size: int, causal: bool) -> Pick:
+def fastest(
+    device: torch.device, heads: int, kv_heads: int, head_size: int, causal: bool, gradient: bool = False
+) -> Pick:
     """The fastest kernel for a tower's shape, by trying each on rows of this shape; about half a second.
 
     Args:
         device: The GPU.
         heads, kv_heads, head_size: Of the tower's attention.
         causal: Whether queries see only what is before them.
+        gradient: Whether it has to have gradients; they are then part of the trial.
     """
     lengths = [4096, 3072, 4096, 4096] if not causal else [1536, 1024, 1536, 1536, 2048]
-    q, k, v = (
-        torch.randn(sum(lengths), count, head_size, device=device, dtype=torch.bfloat16)
+    qkv = tuple(
+        torch.randn(sum(lengths), count, head_size, device=device, dtype=torch.bfloat16, requires_grad=gradient)
         for count in (heads, kv_heads, kv_heads)
     )
     cu = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
     at = Segments(cu, cu, max(lengths), max(lengths), causal)
-    flops = sum(4 * n * n * heads * head_size for n in lengths) / (2 if causal else 1)
-    expected, _ = KERNELS["fa2"].run(q, k, v, at, head_size**-0.5)
+    # the backward pass has five products where the forward pass has two
+    flops = sum(4 * n * n * heads * head_size for n in lengths) / (2 if causal else 1) * (3.5 if gradient else 1)
+    expected = _tried(KERNELS["fa2"], qkv, at)
     rates, refused = {}, {}
     for kernel in KERNELS.values():
-        if not kernel.present(device):
+        if not kernel.present(device) or (gradient and not kernel.has_gradient()):
             continue
         try:
-            seconds, wrong = _timed(kernel, (q, k, v), at, expected)
+            seconds, wrong = _timed(kernel, qkv, at, expected)
         except Exception as error:  # noqa: BLE001 - other people's code on trial: whatever it raises, it is said and not used
             refused[kernel.name] = first_line(error)
             continue
@@ -187,15 +204,25 @@ def fastest(device: torch.device, heads: int, kv_heads: int, head_size: int, cau
     return Pick(KERNELS[best], rates, refused)
 
 
-def _timed(kernel: Kernel, qkv: tuple[Tensor, Tensor, Tensor], at: Segments, expected: Tensor) -> tuple[float, bool]:
-    scale = qkv[0].shape[-1] ** -0.5
-    out, _ = kernel.run(*qkv, at, scale)
-    wrong = not bool((out - expected).abs().max() < 0.05)
+def _tried(kernel: Kernel, qkv: tuple[Tensor, ...], at: Segments) -> list[Tensor]:
+    """The output, and where they are asked for the gradients of its sum of squares."""
+    q, k, v = qkv
+    out, _ = kernel.run(q, k, v, at, q.shape[-1] ** -0.5)
+    if not q.requires_grad:
+        return [out]
+    return [out.detach(), *torch.autograd.grad(out, qkv, 2 * out.detach())]
+
+
+def _timed(kernel: Kernel, qkv: tuple[Tensor, ...], at: Segments, expected: list[Tensor]) -> tuple[float, bool]:
+    (out, *gradients), (right, *expected_gradients) = _tried(kernel, qkv, at), expected
+    wrong = not bool((out - right).abs().max() < 0.05)
+    for one, other in zip(gradients, expected_gradients):
+        wrong |= not bool((one - other).abs().max() < 0.05 * other.abs().max())
     times = []
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        kernel.run(*qkv, at, scale)
+        _tried(kernel, qkv, at)
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)

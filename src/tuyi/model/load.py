@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tuyi.errors import ConfigError, ModelError, first_line
-from tuyi.model.folder import FolderInfo, read_info
+from tuyi.model.folder import FolderInfo, need_one_model, read_info
 from tuyi.model.four_bit import four_bit_options, keep_layout
 from tuyi.model.quiet import no_progress_bars
 from tuyi.model.tiny import NAMES
@@ -45,14 +45,20 @@ class Frontend:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model ready for packs: the transformers model, adapted, and its frontend."""
+    """A model ready for packs: the transformers model, adapted, and its frontend.
+
+    Args:
+        hf, frontend: These.
+        place: Torch device that it computes on; that of its weights where not given.
+    """
 
     hf: Any
     frontend: Frontend
+    place: Any = None
 
     @property
     def device(self) -> Any:
-        return self.hf.device
+        return self.place or self.hf.device
 
     @property
     def spec(self) -> VisionSpec:
@@ -72,6 +78,9 @@ def peek(name: str) -> FolderInfo | None:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
+            info = read_info(folder)
+            if info is not None and info.members:
+                return info
             if (folder / "adapter_config.json").exists():
                 raise ModelError(
                     f"{name} is an adapter without its model; `tuyi train` writes the merged model into the folder "
@@ -90,13 +99,16 @@ def load_frontend(name: str, texts: Iterable[str] = ()) -> Frontend:
     """Load a model's configuration, tokenizer and processor.
 
     Args:
-        name: A built-in name, a local folder or a hub id of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL families.
+        name: A built-in name, a local folder or a hub id of the Qwen2-VL, Qwen2.5-VL or Qwen3-VL families. Of a folder
+            with a model for each task, what these have in common.
         texts: For a built-in model, what its tokenizer is learned from.
 
     Raises:
         ModelError: There is no such model, it is of another family, or its files are broken.
     """
     info = peek(name)
+    if info is not None and info.members:
+        return replace(load_frontend(str(Path(name) / next(iter(info.members.values())))), name=name, info=info)
     if name in NAMES:
         from tuyi.model.tiny import build_frontend
 
@@ -127,13 +139,14 @@ def load_model(
         four_bit: Whether the language model's linear layers are kept in 4 bits; for training adapters.
 
     Raises:
-        ModelError: The weights are missing, incomplete or broken.
+        ModelError: The weights are missing, incomplete or broken, or there is a model for each task.
         ConfigError: Four bits of a built-in model, or without bitsandbytes.
     """
     import torch
 
     from tuyi.model.forward import adapt
 
+    need_one_model(frontend.name, frontend.info)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     if frontend.name in NAMES:

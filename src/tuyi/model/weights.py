@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Weights:
 
 
 def weigh(name: str) -> Weights:
-    """The size of a model.
+    """The size of a model; of one for each task, all together.
 
     Args:
         name: A built-in name, a local folder, or a hub id, which is looked up in the local cache only.
@@ -46,9 +46,13 @@ def weigh(name: str) -> Weights:
     Raises:
         ModelError: There is no model of that name, or its files are broken.
     """
-    peek(name)
+    info = peek(name)
     if name in NAMES:
         return Weights(NAMES[name], _TINY)
+    if info is not None and info.members:
+        members = [weigh(str(Path(name) / member)) for member in info.members.values()]
+        parameters = sum(member.parameters or 0 for member in members)
+        return replace(members[0], parameters=parameters, file_bytes=sum(member.file_bytes for member in members))
     folder = Path(name) if Path(name).is_dir() else _cached(name)
     if folder is None:
         return Weights("not known before it is downloaded", None)

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tuyi.data.example import Example, Image, Part, Text
+from tuyi.errors import ModelError
+from tuyi.model.load import Model
 from tuyi.model.tasks import choose_tasks
 from tuyi.predict.local import LocalEngine
+from tuyi.predict.members import MembersEngine
 from tuyi.predict.prediction import Prediction
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
@@ -19,12 +22,23 @@ class Classifier:
     """A loaded model and its tasks; made by :func:`load`.
 
     Args:
-        engine: With the model on a device of this process.
+        engine: With the model, or one for each task, on a device of this process.
     """
 
-    def __init__(self, engine: LocalEngine) -> None:
-        self.model, self.encoder = engine.model, engine.encoder
+    def __init__(self, engine: LocalEngine | MembersEngine) -> None:
+        self.encoder = engine.encoder
         self._engine = engine
+
+    @property
+    def model(self) -> Model:
+        """The model.
+
+        Raises:
+            ModelError: There is one for each task.
+        """
+        if isinstance(self._engine, MembersEngine):
+            raise ModelError("there is a model for each task; load the folder of one of them to get at it")
+        return self._engine.model
 
     @property
     def tasks(self) -> TaskSet:

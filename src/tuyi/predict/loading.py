@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import DataError, ModelError
 from tuyi.model.load import Frontend, Model, load_frontend, load_model
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import WINDOW, LocalEngine
+from tuyi.predict.members import MembersEngine
 from tuyi.predict.prediction import Prediction
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
+from tuyi.task.task import Task
+
+if TYPE_CHECKING:
+    from tuyi.vision.pool import PicturePool
 
 __all__ = ["WORTH_COMPILING", "Job", "open_local"]
 
@@ -46,14 +53,23 @@ class Job:
     skip: Callable[[DataError], None] | None = None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Part:
+    """A model to open, and the rows that fp8 is tried on."""
+
+    job: Job
+    frontend: Frontend
+    trial: Sequence[SizedRow]
+
+
 def open_local(
     job: Job,
     frontend: Frontend | None = None,
     *,
     trial: Sequence[SizedRow] = (),
     tell: Callable[[str], None] = lambda line: None,
-) -> LocalEngine:
-    """Load a model onto one device of this process, ready to predict.
+) -> LocalEngine | MembersEngine:
+    """Load a model onto one device of this process, ready to predict; where each task has its own, all that are asked.
 
     Args:
         job: What for; its settings name one device at most.
@@ -64,40 +80,81 @@ def open_local(
     Raises:
         ModelError: The model cannot be loaded, or precision fp8 changes too many labels.
     """
-    from tuyi.model.fast import compile_blocks, tune
-
-    settings = job.settings
     frontend = frontend or load_frontend(job.model, [text for one in job.tasks for text in one.wording])
+    members = frontend.info.members if frontend.info is not None else {}
+    if not members:
+        (engine,) = _open([_Part(job, frontend, trial)], tell)
+        return engine
+    engines = _open([_member(job, members[task.name], task, trial) for task in job.tasks], tell)
     encoder = Encoder(frontend.tokenizer, frontend.spec, job.tasks)
-    kind = "bfloat16" if settings.precision == "fp8" else settings.precision
-    model = load_model(frontend, device=settings.device, dtype=kind)
-    for line in tune(model.hf):
-        tell(line)
-    engine = _engine(job, model, encoder)
-    if settings.precision == "fp8":
-        _try_fp8(job, engine, trial, tell)
-    if _is_compiled(job, model):
-        compile_blocks(model.hf)
-        from tuyi.predict.warm import warm_up
-
-        tell(f"compiled in {warm_up(model):.0f} s")
-    return engine
+    return MembersEngine({task.name: engine for task, engine in zip(job.tasks, engines)}, encoder, job.window)
 
 
-def _engine(job: Job, model: Model, encoder: Encoder) -> LocalEngine:
-    from tuyi.predict.room import kept_features, pack_tokens
+def _member(job: Job, name: str, task: Task, trial: Sequence[SizedRow]) -> _Part:
+    """The model of one task of a job."""
+    own = replace(
+        job,
+        model=str(Path(job.model) / name),
+        tasks=TaskSet(name=task.name, tasks=(task,)),
+        rows=job.rows // len(job.tasks.tasks),
+    )
+    return _Part(own, load_frontend(own.model), [row for row in trial if job.tasks.of(row[0]).name == task.name])
+
+
+def _open(parts: Sequence[_Part], tell: Callable[[str], None]) -> list[LocalEngine]:
+    """Engines of models that lie on one device together and run in turn: what room the device has left is for all."""
+    from tuyi.model.fast import compile_blocks
+    from tuyi.predict.warm import warm_up
     from tuyi.vision.pool import PicturePool
 
-    settings, on_gpu = job.settings, model.device.type == "cuda"
+    models = [_load(part, tell) for part in parts]
+    settings = parts[0].job.settings
+    engines: list[LocalEngine] = []
+    with ExitStack() as unless_ready:
+        pool = None  # on a CPU the model wants the same cores, and threads share them as well
+        if models[0].device.type == "cuda":
+            pool = unless_ready.enter_context(PicturePool(settings.workers, _ARENA, pin=True, draft=settings.draft))
+        unless_ready.callback(_close, engines)
+        engines += [_engine(part.job, model, pool, len(parts)) for part, model in zip(parts, models)]
+        for part, model, engine in zip(parts, models, engines):
+            if settings.precision == "fp8":
+                _try_fp8(part.job, engine, part.trial, tell)
+            if _is_compiled(part.job, model):
+                compile_blocks(model.hf)
+                tell(f"compiled in {warm_up(model):.0f} s")
+        unless_ready.pop_all()
+    return engines
+
+
+def _close(engines: Sequence[LocalEngine]) -> None:
+    for engine in engines:
+        engine.close()
+
+
+def _load(part: _Part, tell: Callable[[str], None]) -> Model:
+    from tuyi.model.fast import tune
+
+    settings = part.job.settings
+    kind = "bfloat16" if settings.precision == "fp8" else settings.precision
+    model = load_model(part.frontend, device=settings.device, dtype=kind)
+    for line in tune(model.hf):
+        tell(line)
+    return model
+
+
+def _engine(job: Job, model: Model, pool: PicturePool | None, models: int) -> LocalEngine:
+    """The engine of one of several models, all of which are on the device by now."""
+    from tuyi.predict.room import kept_features, pack_tokens
+
+    settings, frontend = job.settings, model.frontend
     return LocalEngine(
         model,
-        encoder,
+        Encoder(frontend.tokenizer, frontend.spec, job.tasks),
         pack_tokens=settings.pack_tokens or pack_tokens(model.hf, model.device),
         workers=settings.workers,
-        info=model.frontend.info,
-        # on a CPU the model wants the same cores, and threads share them as well
-        pool=PicturePool(settings.workers, _ARENA, pin=True, draft=settings.draft) if on_gpu else None,
-        features=kept_features(model.hf.config, model.device),
+        info=frontend.info,
+        pool=pool,
+        features=kept_features(model.hf.config, model.device) // models,
         window=job.window,
         on_bad_row=job.skip,
     )
@@ -113,8 +170,7 @@ def _try_fp8(job: Job, engine: LocalEngine, trial: Sequence[SizedRow], tell: Cal
     """Round the weights of an engine's language model to fp8, after a look at what that does to some rows.
 
     Raises:
-        ModelError: The model cannot be rounded here, or too many labels change and it is not forced; the engine is
-            closed then.
+        ModelError: The model cannot be rounded here, or too many labels change and it is not forced.
     """
     from tuyi.model.fp8 import use_fp8
     from tuyi.predict.compare import compare_predictions
@@ -122,19 +178,17 @@ def _try_fp8(job: Job, engine: LocalEngine, trial: Sequence[SizedRow], tell: Cal
     def predicted() -> list[Prediction]:
         return [one for many in engine.predict(trial) for one in many]
 
-    with ExitStack() as unless_kept:
-        unless_kept.callback(engine.close)
-        before = predicted() if trial else []
-        use_fp8(engine.model.hf)
-        if trial:
-            found = compare_predictions(before, predicted())
-            tell(
-                f"fp8 against bfloat16 on {found.rows} rows: {found.share:.2%} of the labels equal, "
-                f"probabilities differ by at most {found.largest_difference or 0:.3f}"
-            )
-            if found.share < _AGREEMENT and not job.settings.force_fp8:
-                raise ModelError(
-                    f"precision fp8 keeps {found.share:.2%} of the labels of {found.rows} rows, expected "
-                    f"{_AGREEMENT:.1%} or more; use bfloat16, or --set predict.force_fp8=true"
-                )
-        unless_kept.pop_all()
+    before = predicted() if trial else []
+    use_fp8(engine.model.hf)
+    if not trial:
+        return
+    found = compare_predictions(before, predicted())
+    tell(
+        f"fp8 against bfloat16 on {found.rows} rows: {found.share:.2%} of the labels equal, "
+        f"probabilities differ by at most {found.largest_difference or 0:.3f}"
+    )
+    if found.share < _AGREEMENT and not job.settings.force_fp8:
+        raise ModelError(
+            f"precision fp8 keeps {found.share:.2%} of the labels of {found.rows} rows, expected "
+            f"{_AGREEMENT:.1%} or more; use bfloat16, or --set predict.force_fp8=true"
+        )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from tuyi.encode.encoder import Encoder
+from tuyi.model.folder import need_one_model
 from tuyi.model.load import Frontend
 from tuyi.predict.engine import Engine, SizedRow
 from tuyi.predict.loading import WORTH_COMPILING, Job, open_local
@@ -32,11 +33,14 @@ def open_engine(
         tell: Called with lines that say what was chosen.
 
     Raises:
-        ModelError: The model cannot be loaded, or precision fp8 changes too many labels.
+        ModelError: The model cannot be loaded, or precision fp8 changes too many labels; or there is a model for each
+            task, and the engine runs one.
         EngineError: An engine outside this process cannot be started or reached.
         ConfigError: Settings that do not go together, or a package that the engine needs is missing.
     """
     settings = job.settings
+    if settings.engine in ("api", "vllm"):
+        need_one_model(job.model, frontend.info)
     if settings.engine == "api":
         from tuyi.predict.api import ApiEngine
 

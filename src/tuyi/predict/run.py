@@ -36,7 +36,7 @@ class PredictSummary:
         shortened: Rows that had to give something up to fit the token budget, of those made now.
         skipped: What is wrong with each row that was left out.
         seconds: Time spent predicting, model loading and compiling not counted.
-        spent: Seconds of it by part, for one device of this machine; empty otherwise.
+        spent: Seconds of it by part, for one model on one device of this machine; empty otherwise.
     """
 
     out: Path

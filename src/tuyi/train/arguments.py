@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from tuyi.errors import ConfigError
+from tuyi.train.process import join, launched, rank_and_world
 from tuyi.train.settings import Freeze, TrainSettings
+from tuyi.train.zero import zero_settings
 
 __all__ = ["resolve", "training_arguments"]
 
@@ -25,15 +29,27 @@ def resolve(settings: TrainSettings, *, builtin: bool, gpu: bool) -> TrainSettin
 
 
 def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, validated: bool, gpu: bool) -> Any:
-    """transformers' ``TrainingArguments`` for a run of ``steps`` optimizer steps that writes into ``folder``."""
+    """transformers' ``TrainingArguments`` for a run of ``steps`` optimizer steps that writes into ``folder``.
+
+    Raises:
+        ConfigError: The processes, or DeepSpeed's settings, do not fit the run.
+    """
     from transformers import TrainingArguments
 
+    if settings.deepspeed is None:
+        join()
+    zero = zero_settings(settings) if settings.deepspeed is not None else None
+    if settings.fsdp and not launched():
+        raise ConfigError(
+            "train.fsdp needs torchrun, for one process too: "
+            "torchrun --nproc-per-node=1 -m tuyi train …, or leave train.fsdp out"
+        )
     assert settings.lr is not None, "settings are resolved first"
     save_steps = min(settings.save_steps or -(-steps // 4), steps)
     eval_steps = min(settings.eval_steps or save_steps, steps)
     if validated and settings.keep_best:
         save_steps = eval_steps  # a best checkpoint can only be kept where one is written
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         max_steps=steps,
@@ -59,18 +75,27 @@ def training_arguments(settings: TrainSettings, folder: Path, steps: int, *, val
         load_best_model_at_end=validated and settings.keep_best,
         metric_for_best_model="weighted_f1" if validated else None,
         greater_is_better=True if validated else None,
-        deepspeed=str(settings.deepspeed) if settings.deepspeed else None,
+        deepspeed=zero,
         ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
     )
+    _count_as_torch(arguments)
+    return arguments
+
+
+def _count_as_torch(arguments: Any) -> None:
+    """Say how many processes there are: accelerate takes DeepSpeed on CPUs for a single one."""
+    state = arguments.distributed_state
+    state.process_index, state.num_processes = rank_and_world()
+    state.local_process_index = int(os.environ.get("LOCAL_RANK", "0"))
+    if arguments.deepspeed is not None:
+        arguments.hf_deepspeed_config.config["train_batch_size"] = state.num_processes
 
 
 def _workers() -> int:
     """The cores of this machine, shared by the GPUs."""
-    import os
-
     import torch
 
     return max(2, min(16, (os.cpu_count() or 2) // max(1, torch.cuda.device_count()) - 1))

@@ -2,8 +2,9 @@
 
 DoRA (arXiv 2402.09353) splits a layer's weight into the direction and the length of its rows and learns both: W' =
 m (W + s B A) / ‖W + s B A‖. peft keeps and computes the lengths in the weights' own dtype. In bfloat16 that is 8 bits:
-a learned change of length under 0.4 % would be lost. Here the change is what learns, m = ‖W‖ + d, and lengths are
-float32. All that learns has one dtype still, the matrix products stay as they are, and files hold m as peft's do.
+whole rows are wrong by up to 0.4 %, and differently in every step. Here the change is what learns, m = ‖W‖ + d, and
+lengths are float32. All that learns has one dtype still, the matrix products stay as they are, and files hold m as
+peft's do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 
 __all__ = ["sharpen"]
@@ -44,12 +46,21 @@ def _sharpen(dora: Any, weight_OI: Tensor) -> None:
 
 
 def _to_length(dora: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    state[f"{prefix}weight"] = dora.square.sqrt() + state[f"{prefix}weight"]
+    change_O = state[f"{prefix}weight"]
+    state[f"{prefix}weight"] = _length_of_base(dora, change_O) + change_O
 
 
 def _from_length(dora: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     if (length_O := state.get(f"{prefix}weight")) is not None:
-        state[f"{prefix}weight"] = length_O.to(dora.square) - dora.square.sqrt()
+        state[f"{prefix}weight"] = length_O.float() - _length_of_base(dora, length_O)
+
+
+def _length_of_base(dora: Any, like: Tensor) -> Tensor:
+    """Lengths of the base's rows, float32, where and how ``like`` lies."""
+    length_O: Tensor = dora.square.sqrt().to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(length_O, like.device_mesh, like.placements, src_data_rank=None)
+    return length_O
 
 
 def _forward(

@@ -15,7 +15,7 @@ from tuyi.model.load import Frontend
 from tuyi.model.tiny import NAMES
 from tuyi.train.arguments import resolve, training_arguments
 from tuyi.train.plan import Plan
-from tuyi.train.process import rank_and_world
+from tuyi.train.process import check_alike, check_shares, rank_and_world
 from tuyi.train.settings import TrainSettings
 from tuyi.train.taught import teach
 
@@ -81,9 +81,10 @@ def fit(given: Fitting) -> Fitted:
 
     from tuyi.train.learner import make_learner
     from tuyi.train.line import open_line
-    from tuyi.train.progress import Teller, plot_loss, read_log
-    from tuyi.train.trainer import PackTrainer, last_checkpoint
+    from tuyi.train.progress import Teller, last_loss, plot_loss, read_log
+    from tuyi.train.trainer import last_checkpoint
     from tuyi.train.validate import validation
+    from tuyi.train.zero import let_load
 
     gpu = torch.cuda.is_available()
     settings = resolve(given.settings, builtin=given.frontend.name in NAMES, gpu=gpu)
@@ -91,6 +92,7 @@ def fit(given: Fitting) -> Fitted:
     taught = teach(given.rows, given.encoder, settings)
     checkpoints = given.out / "checkpoints"
     arguments = training_arguments(settings, checkpoints, taught.plan.steps, validated=given.valid is not None, gpu=gpu)
+    check_shares(given.rows, taught.plan, settings)
     learner = make_learner(given.frontend, settings, str(arguments.device), rows=len(given.rows))
     console.print(_headline(given, learner, taught.plan), highlight=False)
     with open_line(given, taught, learner, gpu=gpu) as line:
@@ -98,10 +100,10 @@ def fit(given: Fitting) -> Fitted:
             console.print(told, highlight=False, markup=False)
         log = given.out / "loss.jsonl"
         teller = Teller(log, line.steps, console)
-        trainer = PackTrainer(
+        trainer = _trainer_of(settings)(
             steps=line.steps,
             feed=line.feed,
-            settings=learner.settings,
+            settings=line.settings,
             evaluation=validation(learner.model, given.encoder, given.valid, line) if given.valid else None,
             model=learner.hf,
             args=arguments,
@@ -110,24 +112,36 @@ def fit(given: Fitting) -> Fitted:
         )
         checkpoint = last_checkpoint(checkpoints) if given.resume else None
         if given.resume:
+            check_alike({"the checkpoint to resume from": str(checkpoint)}, "let all machines share --out")
             console.print(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint yet: starting anew")
+        if checkpoint and settings.deepspeed is not None:
+            let_load(checkpoint, trainer.accelerator.state.deepspeed_plugin.deepspeed_config)
         seconds = _run(trainer, teller, checkpoint)
     begin = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
     entries = read_log(log)
-    losses = [entry["loss"] for entry in entries if "loss" in entry]
     if rank_and_world()[0] == 0:
         plot_loss(log, given.out / "loss.png")
-    tail = losses[-max(1, len(losses) // 10) :]
     return Fitted(
         trainer=trainer,
         base=learner.base,
         steps=taught.plan.steps,
         rows_done=sum(line.steps.rows_in(step) for step in range(begin, trainer.state.global_step)),
         seconds=seconds,
-        loss=sum(tail) / len(tail) if tail else float("nan"),
+        loss=last_loss(entries),
         scores=_best(entries, settings),
-        settings=learner.settings,
+        settings=line.settings,
     )
+
+
+def _trainer_of(settings: TrainSettings) -> Any:
+    """The trainer's class."""
+    if settings.fsdp:
+        from tuyi.train.sharded import ShardedTrainer
+
+        return ShardedTrainer
+    from tuyi.train.trainer import PackTrainer
+
+    return PackTrainer
 
 
 def _run(trainer: Any, teller: Any, checkpoint: Path | None) -> float:

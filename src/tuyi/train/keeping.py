@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,14 +16,29 @@ if TYPE_CHECKING:
     from tuyi.train.fit import Fitting
     from tuyi.train.learner import Learner
 
-__all__ = ["keeper"]
+__all__ = ["Keeper", "keeper"]
 
 _DEVICE_SHARE, _HOST_SHARE, _DISK_SHARE = 0.05, 0.4, 0.5
 """Of the GPU's memory, the host's free memory and the free disk."""
 
 
-def keeper(given: Fitting, learner: Learner, *, world: int) -> tuple[Features | None, list[str]]:
-    """Where features are kept, and lines that say so; None where no epoch could use them, or no place has room.
+@dataclass(frozen=True, slots=True, eq=False)
+class Keeper:
+    """Where features are kept.
+
+    Args:
+        features: The place; None where no epoch could use them, or no place has room.
+        device_bytes: What it will take of the device's memory.
+        told: A line that says so; empty where there is nothing to say.
+    """
+
+    features: Features | None = None
+    device_bytes: int = 0
+    told: str = ""
+
+
+def keeper(given: Fitting, learner: Learner, *, world: int) -> Keeper:
+    """Find a place for features.
 
     Raises:
         ConfigError: A place was asked for that cannot be used.
@@ -32,7 +48,7 @@ def keeper(given: Fitting, learner: Learner, *, world: int) -> tuple[Features | 
     if settings.keep_features == "none" or why_not:
         if settings.keep_features in ("device", "host", "disk"):
             raise ConfigError(f"train.keep_features={settings.keep_features}: {why_not}; leave it out")
-        return None, []
+        return Keeper()
     count = sum(given.rows.patches) // spec.merge_size**2
     config = learner.model.hf.config
     levels = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
@@ -42,17 +58,17 @@ def keeper(given: Fitting, learner: Learner, *, world: int) -> tuple[Features | 
     fits = [place for place, size in room.items() if count * width <= size]
     place = settings.keep_features if settings.keep_features != "auto" else next(iter(fits), None)
     if place is None:
-        return None, [f"features of the vision tower need {count * width / 1e9:.1f} GB and are not kept: no room"]
+        return Keeper(told=f"features of the vision tower need {count * width / 1e9:.1f} GB and are not kept: no room")
     if place not in room:
         raise ConfigError(f"train.keep_features={place} is for a GPU; on a CPU expected device or none")
     most = min(count, room[place] // width)
     told = f"features of the frozen vision tower are kept for later epochs ({count * width / 1e9:.1f} GB, {place})"
     if place == "device":
-        return OnDevice(most), [told]
+        return Keeper(OnDevice(most), most * width, told)
     if place == "host":
-        return OnHost(most, device, memory_slabs), [told]
+        return Keeper(OnHost(most, device, memory_slabs), 0, told)
     folder = given.out / f".features-{os.getpid()}"
-    return OnHost(most, device, disk_slabs(folder), folder), [told]
+    return Keeper(OnHost(most, device, disk_slabs(folder), folder), 0, told)
 
 
 def _why_not(learner: Learner, world: int) -> str | None:

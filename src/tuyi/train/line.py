@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from tuyi.train.feed import Feed, Lesson
 from tuyi.train.keeping import keeper
-from tuyi.train.process import rank_and_world
+from tuyi.train.memory import Sharding, estimate, free_bytes
+from tuyi.train.process import least, rank_and_world
+from tuyi.train.room import Choice, check_host, choose, sizes_of
+from tuyi.train.settings import TrainSettings
 from tuyi.train.steps import Steps
 from tuyi.train.taught import Taught
 from tuyi.vision.pool import PicturePool
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "open_line"]
 
 _ARENA = 2 << 30
-_ON_CPU = 16384
+"""Shared memory for pictures on their way: some packs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +38,7 @@ class Line:
         steps: The run.
         feed: Makes its packs.
         pool: Processes that decode pictures; None on a CPU, where the model wants the same cores.
-        pack_tokens: Most tokens of a pack.
-        workers: Rows that are encoded at a time.
+        settings: How to train, with what the memory decided.
         told: Lines that say what was chosen.
         closing: What is closed with it.
     """
@@ -41,31 +46,64 @@ class Line:
     steps: Steps
     feed: Feed
     pool: PicturePool | None
-    pack_tokens: int
-    workers: int
+    settings: TrainSettings
     told: tuple[str, ...]
     closing: ExitStack
 
 
 @contextmanager
 def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) -> Iterator[Line]:
-    """Open the way for a run; closed on leaving, however the run ends."""
-    settings = learner.settings
+    """Open the way for a run; closed on leaving, however the run ends.
+
+    Raises:
+        ConfigError: The memory does not hold the run.
+    """
+    settings, device = learner.settings, learner.model.device
     assert settings.workers is not None, "settings are resolved first"
     rank, world = rank_and_world()
-    device = learner.model.device
-    pack_tokens = settings.pack_tokens or _ON_CPU
-    steps = Steps(given.rows, taught.plan, taught.weights, rank=rank, world=world, pack_tokens=pack_tokens)
     with ExitStack() as closing:
+        kept = keeper(given, learner, world=world)
+        choice = _choose(given, taught, learner, world, kept.device_bytes)
+        if choice.checkpointing:
+            learner.model.hf.gradient_checkpointing_enable({"use_reentrant": False})
+        steps = Steps(given.rows, taught.plan, taught.weights, rank=rank, world=world, pack_tokens=choice.pack_tokens)
         pool = None
         if gpu:
             pool = closing.enter_context(PicturePool(settings.workers, _ARENA, pin=device.type == "cuda"))
-        features, told = keeper(given, learner, world=world)
         feed = Feed(
             steps, given.encoder, device, workers=settings.workers, pool=pool,
-            lesson=Lesson(taught.shares, settings.augment, settings.seed), features=features,
+            lesson=Lesson(taught.shares, settings.augment, settings.seed), features=kept.features,
             # sharded weights are gathered by all processes or by none; learning ones need a gradient everywhere
             always_see=learner.tower_learns or settings.deepspeed is not None,
         )  # fmt: skip
         closing.callback(feed.close)
-        yield Line(steps, feed, pool, pack_tokens, settings.workers, tuple(told), closing)
+        found = {"pack_tokens": choice.pack_tokens, "gradient_checkpointing": choice.checkpointing}
+        told = tuple(line for line in (choice.why, kept.told) if line)
+        yield Line(steps, feed, pool, settings.model_copy(update=found), told, closing)
+
+
+def _choose(given: Fitting, taught: Taught, learner: Learner, world: int, taken: int) -> Choice:
+    """The size of packs and whether to compute twice, by the memory that is free beside what is taken already."""
+    settings, device = learner.settings, learner.model.device
+    zero = None
+    if settings.deepspeed is not None:
+        from tuyi.train.zero import zero_settings
+
+        zero = zero_settings(settings)
+    need = estimate(
+        learner.model.hf.config,
+        settings,
+        learning=learner.learning,
+        everything=learner.everything,
+        sharding=Sharding.of(settings, world, zero),
+    )
+    if need.host:
+        check_host(need, free_bytes(torch.device("cpu")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return choose(
+        need,
+        least(free_bytes(device) - taken),  # packs of different sizes would part the processes
+        sizes_of(given.rows, taught.plan.tokens, settings, world=world),
+        pack_tokens=settings.pack_tokens,
+        checkpointing=settings.gradient_checkpointing,
+        gpu=device.type == "cuda",
+    )

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from tuyi.train.steps import Steps
 
-__all__ = ["Teller", "plot_loss", "read_log"]
+__all__ = ["Teller", "last_loss", "plot_loss", "read_log"]
 
 
 class Teller(TrainerCallback):
@@ -84,6 +84,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+def last_loss(entries: list[dict[str, Any]]) -> float:
+    """Mean loss of the last tenth of a log's steps; not a number where it has none."""
+    losses = [entry["loss"] for entry in entries if "loss" in entry]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail) if tail else float("nan")
 
 
 def plot_loss(log: Path, out: Path) -> None:

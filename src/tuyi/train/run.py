@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,44 +13,18 @@ from tuyi.data.problem import Problem
 from tuyi.data.source import scan
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import OnBadRow, Survey, survey
-from tuyi.errors import ConfigError, DataError, OutputError
-from tuyi.model.folder import FILE, FolderInfo, versions
+from tuyi.errors import ConfigError, DataError
+from tuyi.model.folder import need_one_model
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.model.tiny import NAMES
 from tuyi.task.catalog import TaskSet
+from tuyi.train.claim import claim
 from tuyi.train.settings import TrainSettings
+from tuyi.train.single import TrainSummary, train_single
 
 __all__ = ["TrainSummary", "train"]
 
-_RECORD = "run.json"
 _TOKENIZER_ROWS = 4000
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSummary:
-    """What a training run did.
-
-    Args:
-        out: The model folder.
-        steps: Optimizer steps of the whole run.
-        rows: Different rows that were trained on.
-        rows_done: Rows that this call passed through the model, epochs counted.
-        skipped: What is wrong with each row that was left out.
-        seconds: Time in the training loop of this call.
-        loss: Mean loss of the last tenth of the steps.
-        scores: Scores on the validation rows, if there are any.
-        settings: The settings, everything filled in.
-    """
-
-    out: Path
-    steps: int
-    rows: int
-    rows_done: int
-    skipped: tuple[str, ...]
-    seconds: float
-    loss: float
-    scores: dict[str, float]
-    settings: TrainSettings
 
 
 def train(
@@ -69,7 +41,7 @@ def train(
     resume: bool = False,
     console: Any = None,
 ) -> TrainSummary:
-    """Fine-tune a model on labelled rows and write it as a model folder.
+    """Fine-tune a model on labelled rows and write it as a model folder; with ``settings.apart`` one for each task.
 
     Every row is looked at before the weights are loaded. Under ``torchrun`` each process calls this alike.
 
@@ -95,19 +67,23 @@ def train(
     """
     from tuyi.model.load import load_frontend, peek
     from tuyi.model.quiet import no_progress_bars
-    from tuyi.train.fit import Fitting, fit
-    from tuyi.train.save import save_model
+    from tuyi.train.apart import check_apart, train_apart
+    from tuyi.train.fit import Fitting
 
     settings, out = settings or TrainSettings(), Path(out)
     info = peek(model)
+    need_one_model(model, info)
     tasks = with_budget(choose_tasks(model, info, task), budget)
+    if settings.apart:
+        check_apart(tasks)
     record = {
         "data": str(data),
         "valid": str(valid) if valid else None,
         "model": model,
         "tasks": tasks.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
     }
-    _claim(out, record, settings, resume)
+    claim(out, record, resume)
     texts = _texts(scan(data, options), tasks) if model in NAMES else ()
     frontend = load_frontend(model, texts)
     encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
@@ -115,27 +91,9 @@ def train(
     checked = _look(scan(valid, options), encoder, on_bad_row, valid) if valid else None
     if checked is not None and any(not one.answer.is_plain for one in tasks):
         raise ConfigError("validation by label scoring needs tasks that answer with a label alone; leave --valid out")
+    given = Fitting(frontend, encoder, rows, checked, settings, out, resume, console)
     with no_progress_bars():
-        result = fit(Fitting(frontend, encoder, rows, checked, settings, out, resume, console))
-        folder = FolderInfo(
-            tasks=tasks,
-            base_model=info.base_model if info else model,
-            versions=versions(),
-            settings=result.settings.model_dump(mode="json"),
-            scores=result.scores,
-        )
-        save_model(result.trainer, result.base, out, folder)
-    return TrainSummary(
-        out=out,
-        steps=result.steps,
-        rows=len(rows),
-        rows_done=result.rows_done,
-        skipped=(*rows.skipped, *(checked.skipped if checked else ())),
-        seconds=result.seconds,
-        loss=result.loss,
-        scores=result.scores,
-        settings=result.settings,
-    )
+        return train_apart(given, record) if settings.apart else train_single(given)
 
 
 def _look(rows: Iterable[Example | Problem], encoder: Encoder, on_bad_row: OnBadRow, name: object) -> Survey:
@@ -143,40 +101,6 @@ def _look(rows: Iterable[Example | Problem], encoder: Encoder, on_bad_row: OnBad
     if not len(found):
         raise DataError(f"{name} has no row that can be used; `tuyi check {name}` says why")
     return found
-
-
-def _claim(out: Path, record: dict[str, Any], settings: TrainSettings, resume: bool) -> None:
-    """Take ``out`` for this run, or make sure that the run in it is this one.
-
-    Raises:
-        OutputError: ``out`` is taken, or holds another run.
-    """
-    from tuyi.train.process import first_process
-
-    whole = {**record, "settings": settings.model_dump(mode="json")}
-    file = out / _RECORD
-    if resume and file.exists():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        for key in whole:
-            if earlier.get(key) != whole[key]:
-                raise OutputError(f"{out} holds another run: {_difference(key, earlier.get(key), whole[key])}")
-        return
-    if not first_process():
-        return
-    if not resume and (file.exists() or (out / FILE).exists()):
-        raise OutputError(f"{out} holds a run already; pass --resume to go on with it, or choose another --out")
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; expected a folder to write the model into")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(whole, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _difference(key: str, earlier: Any, now: Any) -> str:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for name in sorted(earlier.keys() | now.keys()):
-            if earlier.get(name) != now.get(name):
-                return _difference(f"{key}.{name}", earlier.get(name), now.get(name))
-    return f"its {key} is {str(earlier)[:80]!r}, this run's is {str(now)[:80]!r}; choose another --out"
 
 
 def _texts(rows: Iterable[Example | Problem], tasks: TaskSet) -> Iterator[str]:

@@ -11,6 +11,7 @@ from tuyi.model.adapters import merge_adapter
 from tuyi.model.folder import FILE, FolderInfo, write_info
 from tuyi.model.write import weight_errors, write_model, write_processor
 from tuyi.train.process import first_process, wait_for_all
+from tuyi.train.zero import release
 
 __all__ = ["save_model"]
 
@@ -34,15 +35,13 @@ def save_model(trainer: Any, base: Any, out: Path, info: FolderInfo) -> None:
     wait_for_all()
     with weight_errors(out):
         if base is None:
-            if trainer.args.bf16 and not trainer.is_deepspeed_enabled and not trainer.is_fsdp_enabled:
-                import torch
-
-                trainer.model.to(torch.bfloat16)
             trainer.save_model(str(part))
             if first_process():
                 write_processor(trainer.processing_class, part)
         else:
             trainer.save_model(str(part / "adapter"))
+            if trainer.is_deepspeed_enabled:
+                release()
             if first_process():
                 write_model(merge_adapter(base(), part / "adapter"), trainer.processing_class, part)
     wait_for_all()

@@ -75,6 +75,8 @@ class TrainSettings(Settings):
     """plain: every row once an epoch; balanced: as many rows an epoch, every label of a task equally often."""
     task_weights: dict[str, Weight] | None = None
     """Shares of the tasks among an epoch's rows, by name; as the rows are, where not given."""
+    apart: bool = False
+    """Whether each task of the set gets a model of its own, since tasks learned together can see-saw."""
     class_weights: Literal["balanced"] | dict[str, Weight] | None = None
     """Factors on the loss of rows, by label, 1 where not named; balanced: rows / (labels x rows of the label)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -111,15 +113,36 @@ class TrainSettings(Settings):
     """Whether the checkpoint with the best weighted F1 becomes the model, where there are validation rows."""
     log_steps: int = Field(default=1, gt=0)
     """Optimizer steps between two entries of the loss log."""
+    fsdp: bool = False
+    """Whether weights, gradients and optimizer are spread over the processes by torch's FSDP2."""
+    fsdp_offload: bool = False
+    """Whether they wait in CPU memory until they are needed."""
     deepspeed: Path | None = None
-    """A DeepSpeed settings file (JSON)."""
+    """A DeepSpeed settings file (JSON), for ZeRO."""
     tensorboard: bool = True
     """Whether to write TensorBoard logs into ``logs/``."""
 
     @model_validator(mode="after")
-    def _four_bits_stay_whole(self) -> TrainSettings:
-        if self.method == "qlora" and self.deepspeed is not None:
-            raise ValueError("qlora keeps the whole model on each GPU; leave deepspeed out, or use lora")
+    def _mixed_or_apart(self) -> TrainSettings:
+        if self.apart and self.task_weights is not None:
+            raise ValueError("task_weights mixes the tasks of one model, apart makes a model of each; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> TrainSettings:
+        engine = "deepspeed" if self.deepspeed is not None else "fsdp"
+        if self.deepspeed is not None and self.fsdp:
+            raise ValueError("deepspeed and fsdp both spread the weights over processes; leave one of them out")
+        if self.fsdp_offload and not self.fsdp:
+            raise ValueError("fsdp_offload is a part of fsdp; set fsdp=true too, or leave it out")
+        if self.deepspeed is None and not self.fsdp:
+            return self
+        if self.method == "qlora":
+            raise ValueError(f"qlora keeps the whole model on each GPU; leave {engine} out, or use lora")
+        if self.precision == "bf16-sr":
+            raise ValueError(
+                f"{engine} spreads 32-bit weights, there is nothing to round by chance; use precision=bf16"
+            )
         return self
 
 

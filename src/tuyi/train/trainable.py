@@ -116,9 +116,9 @@ def _shape(weights: dict[str, Any], key: str) -> Any:
 
 def count(model: Any) -> tuple[int, int]:
     """(weights that learn, weights in all)."""
-    # a byte holds two weights of 4 bits
+    # a byte holds two weights of 4 bits; ZeRO-3 leaves empty tensors where weights were
     sizes = [
-        (weight.numel() * (1 if weight.is_floating_point() else 2), weight.requires_grad)
+        (getattr(weight, "ds_numel", weight.numel()) * (1 if weight.is_floating_point() else 2), weight.requires_grad)
         for weight in model.parameters()
     ]
     return sum(size for size, learns in sizes if learns), sum(size for size, _ in sizes)

@@ -21,7 +21,9 @@ from tuyi.train.process import rank_and_world
 from tuyi.train.settings import TrainSettings
 from tuyi.train.steps import Steps
 from tuyi.train.together import Together
+from tuyi.train.trainable import restore_adapters
 from tuyi.train.watch import what_is_wrong
+from tuyi.train.zero import mend_groups
 
 __all__ = ["PackTrainer", "answer_loss", "last_checkpoint"]
 
@@ -80,10 +82,12 @@ class PackTrainer(Trainer):
         return norm
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        if self._is_sharded() or rank_and_world()[1] == 1 or isinstance(model, Together):
+        if self.is_deepspeed_enabled:
             wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
             return wrapped
-        return Together(model)
+        model._is_accelerate_prepared = True  # type: ignore[assignment]  # or accelerate would put DDP around it
+        alone = self._is_sharded() or rank_and_world()[1] == 1 or isinstance(model, Together)
+        return model if alone else Together(model)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Gradients of one step: the weighted mean over its supervised tokens, however they are packed and spread."""
@@ -100,7 +104,9 @@ class PackTrainer(Trainer):
             total += loss.detach()
         if isinstance(model, Together):
             model.finish()
+        if rank_and_world()[1] > 1:  # all of them learn together of a loss that stops the run
             torch.distributed.all_reduce(total)
+        total /= world
         self._watch(step, total.item())
         return total
 
@@ -147,21 +153,34 @@ class PackTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._is_whole():
-            self._restore(resume_from_checkpoint)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole model; nothing into a checkpoint of spread weights, which has their parts."""
+        assert output_dir is not None
+        if _internal_call and self._is_sharded():
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
         else:
+            self._save_whole(output_dir)
+
+    def _save_whole(self, folder: str) -> None:
+        super().save_model(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            optimizer: Any = self.optimizer
+            mend_groups(optimizer.optimizer.optimizer, (self.args.weight_decay, 0.0))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._is_sharded():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._is_whole():
-            self._restore(str(self.state.best_model_checkpoint))
-        else:
+        if self._is_sharded():
             super()._load_best_model()
-
-    def _is_whole(self) -> bool:
-        """Whether a checkpoint is the model itself, neither adapters nor shards."""
-        return not self._is_sharded() and not hasattr(self.model, "peft_config")
+        else:
+            self._restore(str(self.state.best_model_checkpoint))
 
     def _restore(self, checkpoint: str) -> None:
         """Load the weights of a checkpoint, all of them.
@@ -170,6 +189,9 @@ class PackTrainer(Trainer):
         go on from the untrained weights without a word.
         """
         model: Any = self.model
+        if hasattr(model, "peft_config"):
+            restore_adapters(model, Path(checkpoint))
+            return
         saved = type(model).from_pretrained(checkpoint, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
 

@@ -134,7 +134,8 @@ class SearchFolder:
 
 
 def _strip(folder: Path, keeps_model: bool) -> None:
-    for path in sorted(folder.glob("*")):
+    inside = [*folder.glob("*"), *folder.glob("*/checkpoints")]  # those of tasks trained apart lie deeper
+    for path in sorted(inside, reverse=True):
         if path.name == "checkpoints" or not (keeps_model or path.name in _KEPT):
             with output_errors(path):
                 if path.is_dir():

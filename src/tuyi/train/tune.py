@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from tuyi.task.catalog import TaskSet
 from tuyi.train.process import first_process, wait_for_all
 from tuyi.train.run import TrainSummary, train
 from tuyi.train.settings import TrainRun, TrainSettings
+from tuyi.train.single import free_memory
 from tuyi.train.space import Space, check_space, default_space, parse_space, placed, starting_values
 from tuyi.train.suggest import need_optuna, suggest
 from tuyi.train.trials import SearchFolder, Trial, best_trial, read_trials, told
@@ -209,7 +209,7 @@ class _Search:
                 known["score"] = done.scores["weighted_f1"]
         except TrainingError as error:
             known = {"state": "failed", "error": str(error)}
-        _free_memory()
+        free_memory()
         return trial.model_copy(update=known)
 
     def _tidy(self, trials: list[Trial]) -> None:
@@ -230,12 +230,3 @@ def _outcome(trials: list[Trial]) -> str:
         return f"trial {last.number} failed: {last.error}"
     better = "the best so far" if last == best else f"best so far {best.score:.4f}, trial {best.number}" if best else ""
     return f"trial {last.number}: weighted F1 {last.score:.4f} after {last.seconds:.0f} s, {better}"
-
-
-def _free_memory() -> None:
-    """Let go of the last trial's model on the GPU before the next one is loaded."""
-    import torch
-
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()

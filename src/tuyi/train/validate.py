@@ -37,7 +37,11 @@ def validation(model: Model, encoder: Encoder, rows: Survey, line: Line) -> Call
         assert task.labels is not None
         assert row.label is not None
         gold[row.id] = (task.name, task.labels.canonical(row.label))
-    engine = LocalEngine(model, encoder, pack_tokens=line.pack_tokens, workers=line.workers, pool=line.pool)
+    assert line.settings.pack_tokens is not None, "an open line knows them"
+    assert line.settings.workers is not None, "settings are resolved first"
+    engine = LocalEngine(
+        model, encoder, pack_tokens=line.settings.pack_tokens, workers=line.settings.workers, pool=line.pool
+    )
     line.closing.callback(engine.close)
 
     def evaluate() -> dict[str, float]:
