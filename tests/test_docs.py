@@ -207,7 +207,7 @@ def test_yaml_examples_load(tmp_path: Path) -> None:
 
 def test_run_files_in_examples_load() -> None:
     files = sorted((ROOT / "examples").rglob("*.yaml"))
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
         if "data" in value:

@@ -43,8 +43,12 @@ class Processes:
     """Starts processes."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_IMPORTED)
+        import torch
+
+        # what has asked for a GPU cannot be forked
+        self._context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+        if self._context.get_start_method() == "forkserver":
+            self._context.set_forkserver_preload(_IMPORTED)
 
     def train(self, job: Job, world: int) -> str:
         """Train on so many processes.
@@ -89,7 +93,7 @@ def _work(job: Job, rank: int, world: int, port: int, log: Path) -> None:
     """The life of one process; its end passes over all that waits for others."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with log.open("w", buffering=1, encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
@@ -117,7 +121,8 @@ def _train(job: Job) -> None:
     from tuyi.train.settings import TrainSettings
 
     torch.set_num_threads(1)
-    if "deepspeed" in job.settings:
+    if "deepspeed" in job.settings and not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
         _no_compiler()
     if job.stop is not None:
         trainer = import_module("tuyi.train.trainer").PackTrainer

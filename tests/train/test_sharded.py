@@ -53,16 +53,17 @@ def mixed(tmp_path_factory, picture, clip) -> Path:
 
 def settings_of(engine: str, folder: Path, **more: Any) -> dict[str, Any]:
     """Settings of a short run; DeepSpeed's own as our examples have them, but for memory that a CPU cannot lock."""
+    cpu = not torch.cuda.is_available()
     given: dict[str, Any] = {
         "epochs": 2, "batch_rows": 2, "lr": 2e-3, "save_steps": 3, "weight_decay": 0.1, "tensorboard": False,
         "workers": 1, **more,
     }  # fmt: skip
-    if engine == "fsdp":
-        given["fsdp"] = True
+    if engine.startswith("fsdp"):
+        given |= {"fsdp": True, "fsdp_offload": engine == "fsdp-offload"}
     if engine in ZERO:
         found = json.loads((EXAMPLES / f"{engine}.json").read_text())
         for offload in ("offload_optimizer", "offload_param"):
-            if offload in found["zero_optimization"]:
+            if cpu and offload in found["zero_optimization"]:
                 found["zero_optimization"][offload]["pin_memory"] = False
         file = folder / f"{engine}.json"
         file.write_text(json.dumps(found))
@@ -300,3 +301,21 @@ def test_adapters_are_gathered_and_merged(processes, mixed, untied, tmp_path, en
         assert theirs.keys() == ours.keys()
         for name, weight in ours.items():
             torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=needs_deepspeed if e in ZERO else ()) for e in (*ENGINES, "fsdp-offload")]
+)
+def test_two_gpus_learn_what_one_does_and_go_on_as_one(processes, mixed, tmp_path, engine):
+    alone = tmp_path / "alone"
+    failed = processes.train(Job(mixed, alone, TASK, settings_of("alone", tmp_path, lr=1e-3)), 1)
+    assert not failed, failed
+    out, settings = tmp_path / "model", settings_of(engine, tmp_path, lr=1e-3)
+    for world, stop, more in ((2, 7, {}), (1, None, {"resume": True})):
+        failed = processes.train(Job(mixed, out, TASK, settings, more, stop), world)
+        assert not failed, failed
+    torch.testing.assert_close(torch.tensor(losses(out)), torch.tensor(losses(alone)), rtol=0.05, atol=0.05)
+    predicted = tuyi.predict(out, mixed, tmp_path / "p.jsonl")
+    assert len(list(tuyi.read_predictions(predicted.out))) == 12

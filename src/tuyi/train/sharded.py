@@ -49,13 +49,14 @@ def shard(model: Any, settings: TrainSettings, device: torch.device) -> None:
     if not any(weight.requires_grad for weight in tower.parameters()):
         tower.to(device)
         whole = set(tower.parameters())
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for unit in _units(model, keep_tower=bool(whole)):
         for weight in unit.parameters():
-            if weight.requires_grad and weight not in whole:
+            if weight.requires_grad and weight.dtype != torch.float32:
                 weight.data = weight.data.float()
         fully_shard(
             unit,
-            mesh=init_device_mesh(device.type, (distributed.get_world_size(),)),
+            mesh=mesh,
             # the towers' rotary angles are float32 and have to stay so
             mp_policy=MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False),
             offload_policy=CPUOffloadPolicy() if settings.fsdp_offload else OffloadPolicy(),
@@ -75,7 +76,7 @@ def _units(model: Any, *, keep_tower: bool) -> Iterator[nn.Module]:
 
 
 def gather(model: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The whole weights that learn and do not, on the CPU; every process calls it, the first one gets them.
+    """The whole weights on the CPU, tied ones once; every process calls it, the first one gets them.
 
     Args:
         model: The model, or peft's around it; of peft's only the adapters are gathered.
