@@ -52,9 +52,9 @@ def test_every_process_needs_a_row(among):
     among(8)
     with pytest.raises(ConfigError, match=r"6 training rows for 8 processes: expected at least one row each"):
         check(6)
-    with pytest.raises(ConfigError, match=r"a step has at most 4 rows for 8 processes.*raise train.batch_rows"):
+    with pytest.raises(ConfigError, match=r"the largest step has 4 rows for 8 processes.*raise train.batch_rows"):
         check(100, batch_rows=4)
-    with pytest.raises(ConfigError, match=r"a step has at most 5 rows for 8 processes"):
+    with pytest.raises(ConfigError, match=r"the largest step has 5 rows for 8 processes"):
         check(100, batch_tokens=59)
     check(17, batch_rows=16)  # the last step has one row: seven processes only keep step
     check(100, batch_tokens=80)

@@ -251,8 +251,9 @@ def test_bad_rows_stop_before_the_weights_load_or_are_named(pictures, colours, t
         )
         with pytest.raises(DataError, match=r"(?s)2 rows cannot be used.*purple.*0\.png.*--on-bad-row skip"):
             tuyi.train(data, tmp_path / "model", task=colours, settings=TrainSettings(max_steps=1))
+    assert not (tmp_path / "model" / "run.json").exists(), "a run that was never begun leaves its folder free"
     settings = TrainSettings(max_steps=1, tensorboard=False)
-    done = tuyi.train(data, tmp_path / "other", task=colours, settings=settings, on_bad_row="skip")
+    done = tuyi.train(data, tmp_path / "model", task=colours, settings=settings, on_bad_row="skip")
     assert len(done.skipped) == 2
     assert done.rows == 23
 

@@ -11,7 +11,7 @@ from tuyi.model.folder import FILE
 from tuyi.train.process import first_process
 from tuyi.whole import write_whole
 
-__all__ = ["RECORD", "claim"]
+__all__ = ["RECORD", "claim", "release"]
 
 RECORD = "run.json"
 
@@ -41,6 +41,13 @@ def claim(out: Path, record: dict[str, Any], resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; expected a folder to write the model into")
     write_whole(file, json.dumps(record, ensure_ascii=False, indent=1))
+
+
+def release(out: Path) -> None:
+    """Give a folder back after a run that failed before its first step; one that was begun stays taken."""
+    begun = [out / FILE, *out.glob("loss.jsonl"), *out.glob("*/loss.jsonl")]
+    if first_process() and not any(file.exists() for file in begun):
+        (out / RECORD).unlink(missing_ok=True)
 
 
 def _difference(key: str, earlier: Any, now: Any) -> str:

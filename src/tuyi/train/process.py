@@ -102,8 +102,8 @@ def check_shares(rows: Survey, plan: Plan, settings: TrainSettings) -> None:
     if not any(len(plan.rows(step)) >= world for step in range(plan.steps)):
         most = max(len(plan.rows(step)) for step in range(plan.steps))
         raise ConfigError(
-            f"a step has at most {most} rows for {world} processes, so that some would have none in every step; "
-            "raise train.batch_rows (or train.batch_tokens), or start fewer processes"
+            f"the largest step has {most} row{'s' if most > 1 else ''} for {world} processes: some would have none in "
+            "every step; raise train.batch_rows (or train.batch_tokens), or start fewer processes"
         )
 
 

@@ -13,12 +13,12 @@ from tuyi.data.problem import Problem
 from tuyi.data.source import scan
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import OnBadRow, Survey, survey
-from tuyi.errors import ConfigError, DataError
+from tuyi.errors import ConfigError, DataError, TuyiError
 from tuyi.model.folder import need_one_model
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.model.tiny import NAMES
 from tuyi.task.catalog import TaskSet
-from tuyi.train.claim import claim
+from tuyi.train.claim import claim, release
 from tuyi.train.settings import TrainSettings
 from tuyi.train.single import TrainSummary, train_single
 
@@ -84,16 +84,22 @@ def train(
         "settings": settings.model_dump(mode="json"),
     }
     claim(out, record, resume)
-    texts = _texts(scan(data, options), tasks) if model in NAMES else ()
-    frontend = load_frontend(model, texts)
-    encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
-    rows = _look(scan(data, options), encoder, on_bad_row, data)
-    checked = _look(scan(valid, options), encoder, on_bad_row, valid) if valid else None
-    if checked is not None and any(not one.answer.is_plain for one in tasks):
-        raise ConfigError("validation by label scoring needs tasks that answer with a label alone; leave --valid out")
-    given = Fitting(frontend, encoder, rows, checked, settings, out, resume, console)
-    with no_progress_bars():
-        return train_apart(given, record) if settings.apart else train_single(given)
+    try:
+        texts = _texts(scan(data, options), tasks) if model in NAMES else ()
+        frontend = load_frontend(model, texts)
+        encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
+        rows = _look(scan(data, options), encoder, on_bad_row, data)
+        checked = _look(scan(valid, options), encoder, on_bad_row, valid) if valid else None
+        if checked is not None and any(not one.answer.is_plain for one in tasks):
+            raise ConfigError(
+                "validation by label scoring needs tasks that answer with a label alone; leave --valid out"
+            )
+        given = Fitting(frontend, encoder, rows, checked, settings, out, resume, console)
+        with no_progress_bars():
+            return train_apart(given, record) if settings.apart else train_single(given)
+    except TuyiError:
+        release(out)
+        raise
 
 
 def _look(rows: Iterable[Example | Problem], encoder: Encoder, on_bad_row: OnBadRow, name: object) -> Survey:

@@ -165,9 +165,15 @@ class PackTrainer(Trainer):
         super().save_model(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.is_deepspeed_enabled and checkpoint is not None:
-            optimizer: Any = self.optimizer
+        optimizer: Any = self.optimizer
+        schedule: Any = self.lr_scheduler
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            # by way of the CPU: a GPU need not hold the averages twice
+            state = torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True)
+            optimizer.load_state_dict(state)
+            schedule.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+        elif checkpoint is not None:
+            super()._load_optimizer_and_scheduler(checkpoint)
             mend_groups(optimizer.optimizer.optimizer, (self.args.weight_decay, 0.0))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
