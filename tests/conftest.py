@@ -98,6 +98,7 @@ class Twin:
         from PIL import Image as Pillow
         from transformers.video_utils import VideoMetadata
 
+        from tuyi.vision.resample import resample
         from tuyi.vision.video import frame_indices, probe_video, video_grid
         from tuyi.vision.video_file import read_frames
 
@@ -106,9 +107,7 @@ class Twin:
         _, h, w = video_grid(info, spec, budget)
         indices = frame_indices(info, spec, budget)
         size = (w * spec.patch_size, h * spec.patch_size)
-        resized = [
-            Pillow.fromarray(frame).resize(size, Pillow.Resampling.BICUBIC) for frame in read_frames(video, indices)
-        ]
+        resized = [resample(Pillow.fromarray(frame), size) for frame in read_frames(video, indices)]
         data = VideoMetadata(
             total_num_frames=info.frames, fps=info.fps, duration=info.duration, frames_indices=indices,
             height=size[1], width=size[0],

@@ -20,6 +20,11 @@ from typer.main import get_command
 import tuyi
 from tuyi.cli import app
 from tuyi.data.options import ReadOptions, Tags
+from tuyi.distill.drafts import RationalizeSettings
+from tuyi.distill.reason_checks import ReasonChecks
+from tuyi.distill.select import SelectSettings
+from tuyi.distill.settings import DistillRun, RoundSettings
+from tuyi.distill.views import ViewSettings
 from tuyi.evaluate.judge import EvaluateSettings
 from tuyi.predict.api import ApiSettings
 from tuyi.predict.prediction import Prediction
@@ -27,18 +32,21 @@ from tuyi.predict.run import PredictSettings
 from tuyi.predict.vllm import VllmSettings
 from tuyi.task.catalog import load_tasks
 from tuyi.task.task import Budget
-from tuyi.train.settings import Freeze, LoraSettings, TrainRun, TrainSettings
+from tuyi.train.settings import Freeze, LoraSettings, ReasonSettings, SoftSettings, TrainRun, TrainSettings
 from tuyi.train.space import check_space, parse_space
 from tuyi.train.tune import TuneRun, TuneSettings
 
 ROOT = Path(__file__).parents[1]
 TRANSLATED = (
+    "chat.md",
     "data.md",
+    "distillation.md",
     "engines.md",
     "evaluation.md",
     "many-gpus.md",
     "prediction.md",
     "quickstart.md",
+    "serving.md",
     "tasks.md",
     "training.md",
 )
@@ -151,9 +159,21 @@ def test_a_wrong_command_would_be_found(words: list[str]) -> None:
 
 def test_settings_on_command_lines_exist() -> None:
     known = {
-        "train": {*TrainSettings.model_fields, *(f"freeze.{name}" for name in Freeze.model_fields)},
+        "train": {
+            *TrainSettings.model_fields,
+            *(f"freeze.{name}" for name in Freeze.model_fields),
+            *(f"soft.{name}" for name in SoftSettings.model_fields),
+            *(f"reasons.{name}" for name in ReasonSettings.model_fields),
+        },
         "budget": set(Budget.model_fields),
         "tune": set(TuneSettings.model_fields),
+        "select": set(SelectSettings.model_fields),
+        "views": set(ViewSettings.model_fields),
+        "distill": set(RoundSettings.model_fields),
+        "reasons": {
+            *RationalizeSettings.model_fields,
+            *(f"checks.{name}" for name in ReasonChecks.model_fields),
+        },
         "predict": {
             *PredictSettings.model_fields,
             *(f"api.{name}" for name in ApiSettings.model_fields),
@@ -183,7 +203,9 @@ def test_make_targets_exist() -> None:
 
 
 def check_run(value: dict[str, Any]) -> None:
-    if "tune" in value:
+    if "labelled" in value:
+        DistillRun.model_validate(value)
+    elif "tune" in value:
         run = TuneRun.model_validate(value)
         check_space(parse_space(run.tune.space), run.train, load_tasks(str(run.task)))
     else:
@@ -194,7 +216,7 @@ def test_yaml_examples_load(tmp_path: Path) -> None:
     tasks = runs = 0
     for number, block in enumerate(all_blocks("yaml")):
         value = yaml.safe_load(block.text)
-        if "data" in value:
+        if value.keys() & {"data", "labelled"}:
             check_run(value)
             runs += 1
         else:
@@ -202,7 +224,7 @@ def test_yaml_examples_load(tmp_path: Path) -> None:
             file.write_text(block.text, encoding="utf-8")
             assert len(load_tasks(file).tasks) == len(value.get("tasks", [0]))
             tasks += 1
-    assert (tasks, runs) == (8, 2)
+    assert (tasks, runs) == (8, 4)
 
 
 def test_run_files_in_examples_load() -> None:
@@ -254,7 +276,7 @@ def test_data_examples_read(tmp_path: Path) -> None:
 
 def test_prediction_examples_are_predictions() -> None:
     lines = [block.text for block in all_blocks("jsonl") if block.page.name == "prediction.md"]
-    assert len(lines) == 2
+    assert len(lines) == 4
     for line in lines:
         assert json.loads(Prediction.from_json(line).to_json()) == json.loads(line)
 
@@ -266,6 +288,8 @@ def test_prediction_examples_are_predictions() -> None:
         (TrainSettings, "training.md"),
         (LoraSettings, "training.md"),
         (Freeze, "training.md"),
+        (SoftSettings, "training.md"),
+        (ReasonSettings, "training.md"),
         (TuneSettings, "training.md"),
         (PredictSettings, "prediction.md"),
         (ApiSettings, "engines.md"),
@@ -304,7 +328,7 @@ def test_every_tag_is_said(folder: str) -> None:
 def test_both_languages_give_the_same_commands() -> None:
     pairs = [(ROOT / "README.md", ROOT / "README.zh.md")]
     pairs += [(ROOT / "docs" / name, ROOT / "docs" / "zh" / name) for name in TRANSLATED]
-    assert len(pairs) == 9
+    assert len(pairs) == 12
     for english, chinese in pairs:
         both = [[line for block in blocks(page) for line in commands(block)] for page in (english, chinese)]
         assert both[0] == both[1], english.name

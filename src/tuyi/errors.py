@@ -12,6 +12,7 @@
     │   └── BudgetError    a row that no rule can shorten to the token budget
     ├── ModelError         a model folder or hub id that cannot be used here
     ├── EngineError        a server or engine that fails, or that answers outside the labels
+    │   └── AnswerError    the same of one row, while others may go well; carries the row's id
     ├── OutputError        an output path that is taken, or belongs to another run
     └── TrainingError      a run that must stop: loss not finite, no checkpoint to resume
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = [
+    "AnswerError",
     "BudgetError",
     "ConfigError",
     "DataError",
@@ -116,6 +118,19 @@ class ModelError(TuyiError):
 
 class EngineError(TuyiError):
     """A server or engine outside this process that fails, or answers with something that is no label."""
+
+
+class AnswerError(EngineError):
+    """An engine refuses one row, or what it answers cannot be used.
+
+    Args:
+        message: Expected, found, fix.
+        id: The row's id.
+    """
+
+    def __init__(self, message: str, id: str = "") -> None:
+        self.id = id
+        super().__init__(message)
 
 
 class OutputError(TuyiError):

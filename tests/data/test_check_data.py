@@ -96,6 +96,28 @@ def test_rationale_that_the_answer_needs(tmp_path: Path) -> None:
     assert found(run(tmp_path, rows, tasks)) == [("rationale", 1, "error")]
 
 
+def test_soft_labels_are_counted_and_their_labels_checked(tmp_path: Path) -> None:
+    tasks = parse_tasks(
+        {
+            "name": "two",
+            "tasks": [{"name": "shut", "labels": ["a", "b"], "recognise": ["?"]}, {"name": "open", "answer": "open"}],
+        },
+        "test",
+    )
+    texts = [("?", {"A": 0.5, "b": 0.5}), ("? 2", {"c": 1.0}), ("? 3", {"a": 0.5, "A": 0.5}), ("? 4", {"a": 0.4})]
+    rows = [row(f"{at}", text) | {"soft": soft} for at, (text, soft) in enumerate(texts)]
+    rows.append(row("open", "tell") | {"task": "open", "soft": {"a": 1}})
+    report = run(tmp_path, rows, tasks)
+    assert found(report) == [("label", 2, "error"), ("label", 3, "error"), ("type", 4, "error"), ("label", 5, "error")]
+    messages = [problem.message for problem in report.problems]
+    assert messages[0].startswith("soft labels: label 'c' is not one of the task's 2 labels")
+    assert messages[1] == "soft labels: 'a' stands there twice, as 'A' too; give it one probability"
+    assert messages[3] == "the row has soft labels, and task open is open: it has no labels"
+    assert [count.soft for count in report.tasks.values()] == [3, 1]
+    assert "  3 rows have soft labels" in list(report.lines())
+    assert report.to_dict()["tasks"]["shut"]["soft"] == 3
+
+
 def test_every_kind_of_bad_picture(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     good = picture(folder / "good.png", 1)

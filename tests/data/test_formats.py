@@ -339,6 +339,65 @@ def test_jsonl_columns_with_task_rationale_and_weight(tmp_path: Path) -> None:
 # folders
 
 
+SOFT = {"气泡": 0.75, "用法": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("a.json", {"instruction": "?", "image": []}),
+        ("a.jsonl", {"messages": [{"role": "user", "content": "?"}]}),
+        ("b.jsonl", {"conversations": [{"from": "human", "value": "?"}]}),
+        ("c.jsonl", {"text": "?"}),
+    ],
+)
+def test_soft_labels_in_every_format(tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+    for soft in (SOFT, json.dumps(SOFT), {**SOFT, "none": None}):
+        rows = [row | {"soft": soft}]
+        example = only(put(tmp_path / name, rows))
+        assert (example.soft, example.label, dict(example.extra)) == (SOFT, None, {})
+    assert only(put(tmp_path / name, [row | {"soft": None}])).soft is None
+    named = only(put(tmp_path / name, [row | {"teacher": SOFT}]), ReadOptions(soft="teacher"))
+    assert named.soft == SOFT
+
+
+def test_soft_labels_in_cells_and_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["text", "soft"], ["a", json.dumps(SOFT)], ["b", ""]])
+    assert [example.soft for example in read(tmp_path / "t.csv")] == [SOFT, None]
+    pq.write_table(
+        pa.Table.from_pylist([{"text": "a", "soft": SOFT}, {"text": "b", "soft": {"x": 1.0}}]), tmp_path / "t.parquet"
+    )
+    assert [example.soft for example in read(tmp_path / "t.parquet")] == [SOFT, {"x": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("soft", "message"),
+    [
+        ({"a": 0.5, "b": 0.4}, r"row 1, id 7: column 'soft': expected probabilities that make 1 together.*found 0.9"),
+        ({"a": 1.5, "b": -0.5}, "column 'soft': expected 0 or more for 'b', found -0.5"),
+        ({}, "make 1 together, within 0.001, found 0"),
+        ({"a": "1"}, r"column 'soft.a': expected a number, found text \('1'\)"),
+        ({"a": True}, "column 'soft.a': expected a number, found true/false"),
+        ('{"a": NaN}', "expected 0 or more for 'a', found nan"),
+        ("a", "column 'soft': expected an object of labels with their probabilities, as JSON, found text"),
+        ([0.5, 0.5], "expected an object of labels with their probabilities, found a list"),
+        ("[1]", "expected an object of labels with their probabilities, found a list"),
+    ],
+)
+def test_soft_labels_that_are_no_distribution(tmp_path: Path, soft: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        only(put(tmp_path / "t.jsonl", [{"id": "7", "text": "?", "soft": soft}]))
+
+
+def test_soft_labels_may_be_rounded(tmp_path: Path) -> None:
+    thirds = dict.fromkeys("abc", 0.333)
+    assert only(put(tmp_path / "t.jsonl", [{"text": "?", "soft": thirds}])).soft == thirds
+
+
 def test_folder_per_label(tmp_path: Path) -> None:
     for name in ("train/cat/b.png", "train/cat/a.png", "train/dog/c.jpg", "train/dog/d.mp4", "train/dog/.hidden"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -358,6 +417,23 @@ def test_folder_per_label(tmp_path: Path) -> None:
     assert len(list(read(tmp_path / "train"))) == 4
     with pytest.raises(FormatError, match=r"expected pictures in train/, found the folder cat/; .*train"):
         list(read(tmp_path))
+
+
+def test_folder_without_labels(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "c.mp4", "notes.txt"):
+        (tmp_path / name).write_bytes(png())
+    items = list(scan(tmp_path))
+    assert [(item.id, item.label) for item in items if isinstance(item, Example)] == [
+        ("a.jpg", None),
+        ("b.png", None),
+        ("c.mp4", None),
+    ]
+    (left_out,) = [item for item in items if isinstance(item, Problem)]
+    assert left_out.message == "neither a picture nor a video, left out"
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("?")
+    with pytest.raises(FormatError, match=r"expected pictures, or a folder per label .* found neither"):
+        list(read(tmp_path / "texts"))
 
 
 # telling formats apart

@@ -44,6 +44,7 @@ def facts(example: Example) -> Any:
         example.label,
         example.rationale,
         example.weight,
+        example.soft,
         dict(example.extra),
     )
 
@@ -74,6 +75,10 @@ JSON = st.recursive(
     max_leaves=4,
 )
 
+SOFT = st.dictionaries(SPOKEN, st.floats(0.01, 1), min_size=1, max_size=4).map(
+    lambda shares: {label: share / sum(shares.values()) for label, share in shares.items()}
+)
+
 
 @st.composite
 def parts(draw: st.DrawFn, least: int) -> tuple[Part, ...]:
@@ -94,6 +99,7 @@ EXAMPLES = st.lists(
         label=st.none() | SPOKEN,
         rationale=st.none() | SPOKEN,
         weight=st.floats(0, 1e6, allow_subnormal=False),
+        soft=st.none() | SOFT,
         history=st.lists(TURNS, max_size=3).map(tuple),
         extra=st.dictionaries(WORDS.map(lambda name: f"x-{name}"), JSON, max_size=2),
     ),

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_server import Server, completion, fails, hangs, reply, resets, says
 from PIL import Image as Pillow
 
+from chat_server import Server, completion, fails, hangs, reply, resets, says, shown
 from tuyi.data.example import Example, Image, Text
-from tuyi.errors import ConfigError, DataError, EngineError, ModelError
+from tuyi.encode.encoder import Encoder
+from tuyi.errors import AnswerError, ConfigError, DataError, EngineError
 from tuyi.model.folder import FolderInfo
 from tuyi.predict.api import ApiEngine, ApiSettings
 from tuyi.predict.prediction import Prediction
+from tuyi.task.catalog import parse_tasks
 
 COLOURS = ("A", "AB", "红", "红色", "红色（深）", "红色(浅)", "Ｂ类 other colour")
 
@@ -151,6 +154,10 @@ def test_what_does_not_pass_is_said(server: Server, engine: Callable[..., ApiEng
     with pytest.raises(EngineError, match=r"id r0: the server refused the request \(400\): .*no tuyi-model"):
         run(made, texts(1))
     assert len(server.asked) == 4, "a refusal is not tried again"
+    made = engine(in_flight=1, retries=1, timeout_s=0.2)
+    server.script = [hangs] * 2
+    with pytest.raises(EngineError, match=r"id r0: Request timed out\., still so after 1 retries; is the server well"):
+        run(made, texts(1))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_labels_by_json_schema(server: Server, engine: Callable[..., ApiEngine])
     assert schema["schema"]["properties"]["label"]["enum"] == list(COLOURS)
     server.script = [says('{"label": "红')] * 3 + [says("[1]")] * 3
     for half in (r'\{"label": "红', r"\[1\]"):
-        with pytest.raises(EngineError, match=rf"expected {{\"label\": …}}, found '{half}'; tried 3 times"):
+        with pytest.raises(EngineError, match=rf'expected {{"label": "…"}}, found \'{half}\'; tried 3 times'):
             run(engine(choice="response_format", answer_retries=2), texts(1))
 
 
@@ -348,11 +355,166 @@ def test_what_is_wrong_from_the_start(server: Server, engine: Callable[..., ApiE
         engine(url="http://127.0.0.1:9/v1", retries=0)
 
 
+TALK = {
+    "name": "t",
+    "tasks": [
+        {
+            "name": "why",
+            "prompt": "{content} Which? {labels}",
+            "answer": [
+                {"literal": '{"理由": "'},
+                {"free": "rationale", "max_tokens": 12, "in_json": True},
+                {"literal": '", "所属类别": "'},
+                {"choice": "label"},
+                {"literal": '"}'},
+            ],
+            "labels": ["round", "square", "z"],
+        },
+        {"name": "talk", "answer": [{"free": "answer", "max_tokens": 40}]},
+    ],
+}
+WHY = [(Example("x", (Text("what"),), task="why"), 60)]
+
+
+@pytest.fixture
+def talking(server: Server, twins: Callable[[str], Any]) -> Iterator[Callable[..., ApiEngine]]:
+    made: list[ApiEngine] = []
+
+    def make(**settings: Any) -> ApiEngine:
+        frontend = twins("qwen2_vl").model.frontend
+        encoder = Encoder(frontend.tokenizer, frontend.spec, parse_tasks(TALK, "test"))
+        skip = settings.pop("skip", None)
+        all_settings = ApiSettings(**{"url": server.url, "in_flight": 1, **settings})
+        made.append(ApiEngine(encoder, frontend.tokenizer, all_settings, skip=skip))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_reasoned_answer_is_one_request(server: Server, talking: Callable[..., ApiEngine]):
+    reason = 'four "corners"\n<image> 😀'
+    server.answer = lambda request: json.dumps({"理由": reason, "所属类别": "square"}, ensure_ascii=False)
+    one = run(talking(), WHY)["x"]
+    assert (one.label, one.rationale, one.notes["calls"]) == ("square", reason, 1)
+    request = server.asked[0]
+    assert re.fullmatch(request["structured_outputs"]["regex"], '{"理由": "a", "所属类别": "square"}')
+    assert request["max_tokens"] > 12
+    one = run(talking(choice="response_format"), WHY)["x"]
+    assert (one.label, one.rationale) == ("square", reason)
+    schema = server.asked[1]["response_format"]["json_schema"]["schema"]
+    assert list(schema["properties"]) == ["理由", "所属类别"]
+    assert run(talking(choice="none"), WHY)["x"].label == "square"
+    assert "response_format" not in server.asked[2]
+    assert "structured_outputs" not in server.asked[2]
+
+
+def test_probabilities_are_those_behind_the_reason(server: Server, talking: Callable[..., ApiEngine]):
+    text = '{"理由": "not round", "所属类别": "square"}'
+    server.answer = lambda request: text
+
+    def logprobs(request: Any, answer: str) -> Any:
+        def entry(token: str, chance: float) -> dict[str, Any]:
+            return {"token": token, "bytes": list(token.encode()), "logprob": math.log(chance)}
+
+        unsure = [
+            entry(token, 0.4) | {"top_logprobs": [entry(token, 0.4), entry(token[:1], 0.3), entry("r", 0.2)]}
+            for token in ('{"理由": "', "not", " round", '", "所属类别": "')
+        ]
+        options = [entry("s", 0.6), entry("r", 0.3), entry("z", 0.1)]
+        rest = [entry(token, 1.0) | {"top_logprobs": []} for token in ("quare", '"}')]
+        return {"content": [*unsure, options[0] | {"top_logprobs": options}, *rest]}
+
+    server.logprobs = logprobs
+    one = run(talking(), WHY)["x"]
+    assert dict(one.probabilities) == pytest.approx({"round": 0.3, "square": 0.6, "z": 0.1})
+    assert math.exp(one.logprobs["square"]) == pytest.approx(0.6)
+    server.answer = lambda request: text.replace("not", "NOT")
+    assert run(talking(), WHY)["x"].notes["probabilities"] == "none given", "tokens of another text"
+
+
+def test_a_reason_that_is_too_long_goes_on_at_the_label(server: Server, talking: Callable[..., ApiEngine]):
+    half = '{"理由": "red \\"red\\" re'
+    made = talking()
+    server.script = [says(half, "length"), says('", "所属类别": "z"}')]
+    one = run(made, WHY)["x"]
+    assert (one.label, one.rationale) == ("z", 'red "red" re')
+    assert (one.notes["calls"], one.notes["cut_free"]) == (2, True)
+    request = server.asked[1]
+    assert request["messages"][-1] == {"role": "assistant", "content": half}
+    assert (request["continue_final_message"], request["add_generation_prompt"]) == (True, False)
+    assert re.fullmatch(request["structured_outputs"]["regex"], '", "所属类别": "z"}')
+    server.script = [says(half, "length")] * 2
+    with pytest.raises(
+        AnswerError, match=r"found '\{\"理由\".*cut off after \d+ tokens; raise max_tokens .*tried 2 times"
+    ):
+        run(talking(choice="none", answer_retries=1), WHY)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"理由": "a", "所', r'expected {"理由": "…", "所属类别": "…"}, found'),
+        ('{"理由": "a", "所属类别": "blue"}', "expected one of 3 labels, found"),
+        ("", "expected {"),
+    ],
+)
+def test_a_reasoned_answer_that_is_none_is_asked_for_again(
+    server: Server, talking: Callable[..., ApiEngine], text: str, found: str
+):
+    made = talking(answer_retries=1)
+    server.answer = lambda request: '{"理由": "a", "所属类别": "z"}'
+    server.script = [says(text)]
+    one = run(made, WHY)["x"]
+    assert (one.label, one.notes["calls"]) == ("z", 2)
+    server.script = [says(text)] * 2
+    with pytest.raises(AnswerError, match=re.escape(found)) as raised:
+        run(made, WHY)
+    assert raised.value.id == "x"
+
+
+def test_an_open_answer(server: Server, talking: Callable[..., ApiEngine]):
+    row = [(Example("x", (Text("hello"),), task="talk"), 60)]
+    made = talking(answer_retries=1)
+    server.script = [says(' "红" <image>\n😀')]
+    one = run(made, row)["x"]
+    assert (one.label, one.rationale) == (' "红" <image>\n😀', None)
+    assert (dict(one.logprobs), dict(one.probabilities)) == ({}, {})
+    assert "cut_free" not in one.notes
+    assert one.notes["output_tokens"] > 3, "counted here where the server says nothing"
+    request = server.asked[0]
+    assert request["max_tokens"] == 40
+    assert not {"structured_outputs", "response_format", "logprobs"} & request.keys()
+    assert shown(request) == "hello"
+    server.script = [says("so far", "length")]
+    one = run(made, row)["x"]
+    assert (one.label, one.notes["cut_free"], one.notes["calls"]) == ("so far", True, 1)
+    server.script = [says(""), says("now")]
+    assert run(made, row)["x"].notes["calls"] == 2
+    server.script = [says("")] * 2
+    with pytest.raises(AnswerError, match="id x: expected text, found ''; tried 2 times"):
+        run(made, row)
+
+
+def test_rows_that_are_not_answered_can_be_left_out(server: Server, talking: Callable[..., ApiEngine]):
+    told: list[str] = []
+    made = talking(skip=lambda error: told.append(str(error)), answer_retries=0, retries=0)
+    rows = [(Example(f"r{n}", (Text("hello"),), task="talk"), 60) for n in range(4)]
+    server.script = [says("a"), fails(400), says(""), says("d")]
+    assert {one.label for one in run(made, rows).values()} == {"a", "d"}
+    assert len(told) == 2
+    assert "refused the request (400)" in told[0]
+    for status in (401, 404, 500):
+        server.script = [fails(status)]
+        with pytest.raises(EngineError) as raised:
+            run(made, rows)
+        assert not isinstance(raised.value, AnswerError), "no other row would fare better"
+
+
 def test_rows_that_cannot_be_asked(engine: Callable[..., ApiEngine], rows: dict[str, Example], picture: Any):
     with pytest.raises(DataError, match="id video: the row shows a video, which this engine cannot send"):
         run(engine(), [(rows["video"], 60)])
-    with pytest.raises(ModelError, match="task talk answers with more than a label"):
-        run(engine(), [(Example("x", (Text("hello"),), task="talk"), 60)])
     broken = Image(picture().source[:200], "half.png")
     with pytest.raises(DataError, match=r"id x: picture half\.png"):
         run(engine(), [(Example("x", (broken,), task="shape"), 60)])

@@ -16,7 +16,7 @@ import torch
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder
-from tuyi.errors import DataError, ModelError
+from tuyi.errors import DataError
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.feed import Feed, Ready
 from tuyi.vision.pool import PicturePool
@@ -150,10 +150,21 @@ def test_damaged_rows_are_told_of_and_the_others_go_on(
         assert len(ready.labels) == len(ready.encoded) == len(ready.pack.rows)
 
 
-def test_an_open_task_is_refused(encoder: Encoder):
-    row = Example(id="t", content=(Text("hello"),), task="talk")
-    with feed(encoder) as ahead, pytest.raises(ModelError, match="task talk answers with more than a label"):
-        list(ahead.packs([(row, 10)]))
+def test_rows_that_are_written_stand_in_packs_of_their_own(encoder: Encoder, sized: list[SizedRow]):
+    """With room for their answers; nothing behind their prompts is scored."""
+    open_rows = [(Example(id=f"t{n}", content=(Text("hello" * n),), task="talk"), 20 + n) for n in range(7)]
+    most = encoder.answers(encoder.tasks["talk"]).most
+    assert most == 1025
+    with feed(encoder, pack_tokens=3 * most) as ahead:
+        packs = list(ahead.packs([*sized[:5], *open_rows, *sized[5:]]))
+    assert sorted(ids(packs)) == sorted(row.id for row, _ in [*sized, *open_rows])
+    written = [ready for ready in packs if ready.labels is None]
+    assert [len(ready.encoded) for ready in written] == [2, 2, 2, 1]
+    for ready in written:
+        assert {row.task for row in ready.encoded} == {"talk"}
+        assert len(ready.pack.keep) == len(ready.encoded)
+        assert len(ready.pack.ids) == ready.pack.shared + sum(ready.pack.lengths)
+    assert all(row.task != "talk" for ready in packs if ready.labels is not None for row in ready.encoded)
 
 
 def test_closing_while_rows_are_encoded_ends_the_threads(

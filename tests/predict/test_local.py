@@ -13,7 +13,7 @@ import pytest
 
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.pack import Pack, pack
-from tuyi.errors import DataError, ModelError
+from tuyi.errors import DataError
 from tuyi.model.folder import FolderInfo
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import LocalEngine
@@ -231,12 +231,6 @@ def test_an_endless_stream_and_an_early_end(small: Any, many: list[SizedRow], al
 def test_no_rows(small: Any):
     with engine(small) as local:
         assert list(local.predict([])) == []
-
-
-def test_an_open_task_is_refused(small: Any):
-    row = Example(id="t", content=(Text("hello"),), task="talk")
-    with engine(small) as local, pytest.raises(ModelError, match="task talk answers with more than a label"):
-        list(local.predict([(row, 10)]))
 
 
 def test_where_the_time_went(small: Any, many: list[SizedRow]):

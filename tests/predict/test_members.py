@@ -185,7 +185,7 @@ def test_memory_and_pictures_are_shared_on_a_gpu(folder: Path, both: TaskSet, mo
     monkeypatch.setattr(loading, "LocalEngine", lambda *_, **more: given.append(more) or SimpleNamespace())
     monkeypatch.setattr(fast, "tune", lambda hf: [])
     monkeypatch.setattr(pool, "PicturePool", picture_pool)
-    monkeypatch.setattr(room, "pack_tokens", lambda *_: steps.append("room") or 4096)
+    monkeypatch.setattr(room, "pack_tokens", lambda *_, **__: steps.append("room") or 4096)
     monkeypatch.setattr(room, "kept_features", lambda *_: 1001)
     settings = PredictSettings(device="cuda:0", compile=False)
     open_local(Job(str(folder), both, settings, rows=0))

@@ -259,10 +259,21 @@ def test_what_is_wrong_from_the_start(model: Path, data: Path, tmp_path: Path, t
     assert not out.exists()
 
 
-def test_a_task_that_needs_free_text_is_refused(model: Path, tmp_path: Path):
-    data = write_rows(tmp_path / "rows.jsonl", [{"id": "x", "task": "talk", "text": "hello"}])
-    with pytest.raises(ModelError, match="task talk answers with more than a label; this engine scores labels only"):
-        predict(model, data, tmp_path / "pred.jsonl", settings=SETTINGS)
+def test_an_open_task_beside_closed_ones(model: Path, data: Path, unbroken: Any, tmp_path: Path):
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()][:5]
+    rows = [{**row, "images": [str(data.parent / name) for name in row["images"]]} for row in rows]
+    more = [{"id": f"t{n}", "task": "talk", "text": f"hello {n}"} for n in range(3)]
+    out = tmp_path / "pred.jsonl"
+    done = predict(model, write_rows(tmp_path / "rows.jsonl", [*rows, *more]), out, settings=SETTINGS)
+    found = by_id(out)
+    assert set(found) == {row["id"] for row in [*rows, *more]}
+    assert done.cost is not None
+    assert done.cost.output_tokens == max(found[row["id"]].notes["output_tokens"] for row in more) > 0
+    expected = by_id(unbroken[0].out)
+    assert_same({row["id"]: found[row["id"]] for row in rows}, {row["id"]: expected[row["id"]] for row in rows})
+    again = predict(model, tmp_path / "rows.jsonl", out, settings=SETTINGS)
+    assert (again.rows, again.resumed, again.cost) == (8, 8, done.cost)
+    assert unbroken[0].cost is not None, "a task of this model is open"
 
 
 def test_a_built_in_model_answers_at_once(data: Path, tmp_path: Path, tasks: TaskSet):

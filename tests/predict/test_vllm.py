@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 
 from tuyi.data.example import Example, Text
-from tuyi.errors import DataError, EngineError, ModelError
+from tuyi.encode.encoder import Encoder
+from tuyi.errors import AnswerError, DataError, EngineError, ModelError
 from tuyi.predict.prediction import Prediction
 from tuyi.predict.vllm import VllmEngine, VllmSettings
+from tuyi.task.catalog import parse_tasks
 
 PAD = "<|image_pad|>"
 
@@ -38,6 +42,7 @@ class FakeLLM:
     seen: dict[str, Any] = field(default_factory=dict)
     fail: dict[str, Exception] = field(default_factory=dict)
     most: int | None = None
+    script: list[str] = field(default_factory=list)
     under_way: int = 0
     busiest: int = 0
     stopped: int = 0
@@ -70,9 +75,24 @@ class FakeLLM:
         self.under_way -= 1
         if request_id in self.fail:
             raise self.fail[request_id]
-        ids, logprobs = self._decode(prompt, params)
-        answer = SimpleNamespace(text="", token_ids=ids[: self.most], logprobs=logprobs[: self.most])
+        ids, logprobs = self._say(self.script.pop(0)) if self.script else self._decode(prompt, params)
+        ids, logprobs = ids[: self.most], logprobs[: self.most]
+        is_cut = len(ids) > params.max_tokens
+        ids, logprobs = ids[: params.max_tokens], logprobs[: params.max_tokens] if params.logprobs else None
+        answer = SimpleNamespace(
+            text="", token_ids=ids, logprobs=logprobs, finish_reason="length" if is_cut else "stop"
+        )
         yield SimpleNamespace(outputs=[answer], prompt_token_ids=prompt["prompt_token_ids"])
+
+    def _say(self, text: str) -> tuple[list[int], list[dict[int, Any]]]:
+        """A text as it stands, its tokens certain but for the first signs of labels."""
+        tokenizer = self.twin.model.frontend.tokenizer
+        ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        steps = [{token: SimpleNamespace(logprob=math.log(0.75))} for token in ids]
+        other = tokenizer.convert_tokens_to_ids("z")
+        for step in steps:
+            step[other] = SimpleNamespace(logprob=math.log(0.25))
+        return ids, steps
 
     def _decode(self, prompt: dict[str, Any], params: Any) -> tuple[list[int], list[dict[int, Any]]]:
         """Greedy, the logits masked to canonical tokens of the choices, log-probabilities of what is left."""
@@ -109,7 +129,8 @@ def llm(monkeypatch: pytest.MonkeyPatch, twins: Callable[[str], Any]) -> FakeLLM
         return made
 
     def sampling(**options: Any) -> Any:
-        return SimpleNamespace(choice=options["structured_outputs"], **options)
+        constraint = options["structured_outputs"] or {}
+        return SimpleNamespace(choice=constraint.get("choice"), regex=constraint.get("regex"), **options)
 
     modules = [
         module("vllm"),
@@ -123,7 +144,7 @@ def llm(monkeypatch: pytest.MonkeyPatch, twins: Callable[[str], Any]) -> FakeLLM
             "vllm.sampling_params",
             RequestOutputKind=SimpleNamespace(FINAL_ONLY=2),
             SamplingParams=sampling,
-            StructuredOutputsParams=lambda choice: choice,
+            StructuredOutputsParams=lambda **given: given,
         ),
     ]
     for one in modules:
@@ -201,12 +222,122 @@ def test_what_vllm_is_asked(engine: VllmEngine, llm: FakeLLM):
     assert llm.arguments["mm_processor_cache_gb"] == 0, "several renderer threads need that"
 
 
+REASONED = {
+    "name": "why",
+    "prompt": "{content} Which shape? {labels}",
+    "answer": [
+        {"literal": '{"why": "'},
+        {"free": "rationale", "max_tokens": 40, "in_json": True},
+        {"literal": '", "shape": "'},
+        {"choice": "label"},
+        {"literal": '"}'},
+    ],
+    "labels": ["round", "square", "z"],
+}
+
+
+@pytest.fixture
+def reasoned(llm: FakeLLM) -> Iterator[VllmEngine]:
+    frontend = llm.twin.model.frontend
+    open_task = {"name": "talk", "answer": [{"free": "answer", "max_tokens": 5}]}
+    short = json.loads(json.dumps(REASONED)) | {"name": "short"}
+    short["answer"][1]["max_tokens"] = 12
+    tasks = parse_tasks({"name": "t", "tasks": [REASONED, short, open_task]}, "test")
+    encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
+    made = VllmEngine("org/model", encoder, frontend.tokenizer, VllmSettings(in_flight=3, workers=2))
+    yield made
+    made.close()
+
+
+def test_a_reasoned_answer_is_one_request(reasoned: VllmEngine, llm: FakeLLM):
+    row = Example("x", (Text("what"),), task="why")
+    llm.script = [r'{"why": "a \"four\"", "shape": "square"}']
+    one = run(reasoned, [row])["x"]
+    assert (one.label, one.rationale) == ("square", 'a "four"')
+    assert (one.notes["calls"], one.notes["probabilities"]) == (1, "from the decoded path")
+    assert "cut_free" not in one.notes
+    assert one.probabilities["z"] == pytest.approx(0.25 / (0.25 + 0.75), abs=1e-6), "given the reason"
+    _, params = llm.seen["x"]
+    assert params.max_tokens == len(llm.twin.model.frontend.tokenizer.encode('{"why": "')) + 40
+    assert re.fullmatch(params.regex, r'{"why": "a \"four\"", "shape": "square"}')
+    assert not re.fullmatch(params.regex, r'{"why": "a "four"", "shape": "square"}')
+    assert not re.fullmatch(params.regex, r'{"why": "a", "shape": "blue"}')
+    assert llm.arguments["max_model_len"] >= 8192 + params.max_tokens
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        r'{"why": "a red square red square red square red square red square red square", "shape": "round"}',
+        r'{"why": "a red square red square red square red square red square red square red square red square red',
+        r'{"why": "a red square red square red square red squ\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"\"',
+    ],
+    ids=["closed too late", "never closed", "cut inside an escape"],
+)
+def test_a_reason_that_is_too_long_is_cut_and_the_label_asked(reasoned: VllmEngine, llm: FakeLLM, first: str):
+    tokenizer = llm.twin.model.frontend.tokenizer
+    llm.script = [first, r'", "shape": "square"}']
+    one = run(reasoned, [Example("x", (Text("what"),), task="short")])["x"]
+    assert one.label == "square"
+    assert one.rationale
+    assert json.loads(first[: first.index(": ") + 2] + json.dumps(one.rationale) + "}") == {"why": one.rationale}
+    assert 8 <= len(tokenizer.encode(json.dumps(one.rationale)[1:-1], add_special_tokens=False)) <= 12
+    assert (one.notes["calls"], one.notes["cut_free"]) == (2, True)
+    begun, params = llm.seen["x 2"]
+    ids = begun["prompt_token_ids"]
+    start = tokenizer.decode(ids[len(llm.seen["x"][0]["prompt_token_ids"]) :])
+    assert start == '{"why": ' + json.dumps(one.rationale)[:-1]
+    assert re.fullmatch(params.regex, r'", "shape": "square"}')
+    assert sum(one.probabilities.values()) == pytest.approx(1)
+
+
+def test_a_label_that_finds_no_room_behind_a_whole_reason_is_asked(reasoned: VllmEngine, llm: FakeLLM):
+    llm.script = [r'{"why": "a red square red", "shape": "square"}', r'", "shape": "round"}']
+    one = run(reasoned, [Example("x", (Text("what"),), task="short")])["x"]
+    assert (one.label, one.rationale, one.notes["calls"]) == ("round", "a red square red", 2)
+    assert "cut_free" not in one.notes
+    most = reasoned._encoder.answers(reasoned._encoder.tasks["short"]).most
+    assert one.notes["output_tokens"] <= most
+
+
+def test_an_open_answer(reasoned: VllmEngine, llm: FakeLLM):
+    row = Example("y", (Text("hello"),), task="talk")
+    llm.script = ['red\n"']
+    one = run(reasoned, [row])["y"]
+    assert (one.label, one.rationale) == ('red\n"', None)
+    assert (dict(one.logprobs), dict(one.probabilities)) == ({}, {})
+    _, params = llm.seen["y"]
+    assert (params.structured_outputs, params.logprobs, params.max_tokens) == (None, None, 5)
+    llm.script = ["red square z red square red square"]
+    one = run(reasoned, [row])["y"]
+    assert one.notes["cut_free"] is True
+    assert one.notes["output_tokens"] == 5
+    assert "red square z red square red square".startswith(one.label)
+    llm.script = [" \n"]
+    with pytest.raises(AnswerError, match=r"id y: vLLM's answer: expected text, found ' \\n'"):
+        run(reasoned, [row])
+
+
+def test_rows_that_are_not_answered_can_be_left_out(llm: FakeLLM):
+    tokenizer, told = llm.twin.model.frontend.tokenizer, list[str]()
+    made = VllmEngine(
+        "org/model", llm.twin.encoder, tokenizer, VllmSettings(workers=1), skip=lambda error: told.append(str(error))
+    )
+    llm.fail["x"] = ValueError("too long")
+    rows = [Example(name, (Text("what"),), task="shape") for name in "wxy"]
+    found = [one for many in made.predict((row, 100) for row in rows) for one in many]
+    assert {one.id for one in found} == {"w", "y"}
+    assert told == ["id x: vLLM refused the row: too long"]
+    llm.fail["x"] = EngineDeadError()
+    with pytest.raises(EngineError, match="vLLM died"):
+        list(made.predict((row, 100) for row in rows))
+    made.close()
+
+
 def test_what_goes_wrong(engine: VllmEngine, llm: FakeLLM, rows: dict[str, Example]):
     row = Example("x", (Text("what"),), task="shape")
     with pytest.raises(DataError, match="id video: the row shows a video"):
         run(engine, [rows["video"]])
-    with pytest.raises(ModelError, match="task talk answers with more than a label"):
-        run(engine, [Example("y", (Text("hello"),), task="talk")])
     llm.fail["x"] = ValueError("The decoder prompt (length 9999) is too long")
     with pytest.raises(EngineError, match=r"id x: vLLM refused the row: The decoder prompt \(length 9999\)"):
         run(engine, [row])
@@ -215,7 +346,7 @@ def test_what_goes_wrong(engine: VllmEngine, llm: FakeLLM, rows: dict[str, Examp
         run(engine, [row])
     llm.fail.clear()
     llm.most = 0
-    with pytest.raises(EngineError, match="id x: expected a label from vLLM, found ''"):
+    with pytest.raises(EngineError, match="id x: vLLM's answer: expected one of 3 labels, found ''"):
         run(engine, [row])
 
 

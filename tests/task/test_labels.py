@@ -46,6 +46,16 @@ def test_a_label_outside_the_set_names_the_nearest(labels: LabelSet):
         labels.canonical("zzz")
 
 
+def test_a_distribution_is_in_the_order_of_the_labels_and_makes_1(labels: LabelSet):
+    found = labels.distribution({"OTHER picture": 0.3995, "红色(深)": 0.6})
+    assert found == pytest.approx((0.6 / 0.9995, 0, 0.3995 / 0.9995, 0))
+    assert sum(found) == pytest.approx(1, abs=1e-12)
+    with pytest.raises(LabelError, match="soft labels: '红色（深）' stands there twice, as '红色（深）' too"):
+        labels.distribution({"红色(深)": 0.5, "红色（深）": 0.5})
+    with pytest.raises(LabelError, match="label '红色（浅）' is not one of"):
+        labels.distribution({"红色（浅）": 1.0})
+
+
 def test_labels_keep_their_order_and_definitions(labels: LabelSet):
     assert labels.names == ("红色（深）", "实物拍摄(含售后)", "Other Picture", "账单/账户页面")
     assert [label.definition for label in labels.labels] == ["dark", "", "", "x"]

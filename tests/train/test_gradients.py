@@ -47,7 +47,7 @@ def test_packed_gradients_are_those_of_single_rows(twin, picture, clip):
     encoded = [twin.encoder.encode(example, labelled=True) for example in examples]
     for some in (encoded[:1], encoded[1:]):
         batch = to_device(pack(some), twin.model.spec, twin.model.device, always_see=True)
-        answer_loss(model(batch=batch), batch).backward()
+        answer_loss(model(batch=batch, scored=True), batch).backward()
     found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
     model.zero_grad()
     assert expected.keys() <= found.keys()
@@ -71,7 +71,7 @@ def test_a_pack_without_pictures_still_runs_the_tower(twin):
     assert blind.tower is None
     with torch.no_grad():
         torch.testing.assert_close(model(batch=seen), model(batch=blind))
-    answer_loss(model(batch=seen), seen).backward()
+    answer_loss(model(batch=seen, scored=True), seen).backward()
     tower = [weight.grad for weight in model.model.visual.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in tower)
     model.zero_grad(set_to_none=True)
@@ -82,6 +82,5 @@ def test_weights_scale_a_row(twin, picture, weight):
     example = Example("a", (picture(), Text("?")), task="colour", label="红", weight=weight)
     batch = to_device(pack([twin.encoder.encode(example, labelled=True)]), twin.model.spec, twin.model.device)
     with torch.no_grad():
-        logits = twin.model.hf(batch=batch)
-        plain = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
-        torch.testing.assert_close(answer_loss(logits, batch), plain * weight)
+        plain = torch.nn.functional.cross_entropy(twin.model.hf(batch=batch), batch.targets, reduction="sum")
+        torch.testing.assert_close(answer_loss(twin.model.hf(batch=batch, scored=True), batch), plain * weight)

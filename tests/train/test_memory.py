@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from tuyi.model.load import load_frontend
+from tuyi.model.log_probs import MOST_LOGITS
 from tuyi.model.tiny import build_weights
 from tuyi.train.activations import Kept, tower_weights
 from tuyi.train.adamw import AdamW16
@@ -109,7 +111,7 @@ def test_processes_that_hold_everything_divide_nothing(config: Any):
 NEED = Need(
     weights=4_400_000_000, gradients=6_200_000_000, optimizer=15_400_000_000, host=0,
     plain=Kept(2_000_000, 60_000, 0, 60_000), checkpointed=Kept(90_000, 150_000, 0, 60_000),
-    head=2_000_000, fixed=WORKSPACE,
+    head=2_000_000, vocabulary=0, fixed=WORKSPACE,
 )  # fmt: skip
 
 
@@ -130,7 +132,7 @@ def test_a_tower_that_learns_and_host_memory_are_said(config: Any):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_pack_needs_no_more_than_its_rows(checkpointing: bool):
     rng = np.random.default_rng(0)
-    need = Need(0, 0, 0, 0, Kept(20, 7, 3, 40), Kept(2, 30, 3, 40), 90, 0)
+    need = Need(0, 0, 0, 0, Kept(20, 7, 3, 40), Kept(2, 30, 3, 40), 90, 5_000_000, 0)
     for _ in range(50):
         rows = rng.integers(1, 100, (3, 8))
         together = need.passing(*rows.sum(1), checkpointing=checkpointing)
@@ -142,6 +144,14 @@ def test_the_total_is_the_highest_point():
     assert NEED.total(100, 0, 10, checkpointing=False) == NEED.resting + 100 * 2_000_000 + 20_000_000
     assert NEED.total(100, 0, 1, checkpointing=True) == NEED.resting + 100 * 90_000 + 100 * 150_000
     assert NEED.total(1, 400, 1, checkpointing=True) == NEED.resting + 400 * 60_000
+
+
+def test_only_so_many_logits_are_held_at_a_time():
+    need = replace(NEED, vocabulary=150_000)
+    few, many, more = (need.total(30_000, 0, kept, checkpointing=True) for kept in (400, 10_000, 20_000))
+    assert few == need.resting + 30_000 * (90_000 + 150_000)  # blocks need more, logits are not there with them
+    assert many == need.resting + 30_000 * 90_000 + 10_000 * need.head + 8 * MOST_LOGITS
+    assert more - many == 10_000 * need.head
 
 
 def test_free_memory_of_the_host():

@@ -13,7 +13,7 @@ from tuyi.data.example import Example
 from tuyi.encode.survey import Survey
 from tuyi.errors import ConfigError
 from tuyi.train.activations import Kept
-from tuyi.train.memory import Need
+from tuyi.train.memory import MOST_LOGIT_BYTES, Need
 from tuyi.train.room import Rows, check_host, choose, sizes_of
 from tuyi.train.settings import TrainSettings
 
@@ -21,7 +21,7 @@ G, M = 10**9, 10**6
 
 NEED = Need(
     weights=10 * G, gradients=0, optimizer=10 * G, host=0, plain=Kept(2 * M, 0, 0, 0),
-    checkpointed=Kept(M // 10, M // 10, 0, 0), head=0, fixed=0,
+    checkpointed=Kept(M // 10, M // 10, 0, 0), head=0, vocabulary=0, fixed=0,
     remedies=(("train.method=lora", 9 * G), ("train.method=qlora", 15 * G), ("more GPUs", 0)),
 )  # fmt: skip
 
@@ -32,6 +32,15 @@ def rows_of(*tokens: int, step: int = 10**6, patches: int = 0, kept: int = 0) ->
 
 
 ROWS = rows_of(1000, 3000, 2000)
+
+
+def test_long_answers_hold_only_so_many_logits():
+    chatty = replace(NEED, plain=Kept(M, 0, 0, 0), vocabulary=150_000)
+    found = choose(chatty, 40 * G, rows_of(1000, 2000, kept=1500), checkpointing=False)
+    assert found.pack_tokens == 14848, "16 GB but for 1.1 GB of logits, for 1 MB a token"
+    assert found.bytes == 20 * G + 14848 * M + MOST_LOGIT_BYTES
+    few = choose(chatty, 40 * G, rows_of(1000, 2000, kept=2), checkpointing=False)
+    assert few.pack_tokens == 15872, "one that has few answer tokens is told by them"
 
 
 def test_as_large_as_fits_without_checkpointing():
@@ -87,11 +96,15 @@ def test_the_most_demanding_row_counts_and_not_the_longest():
 
 @pytest.mark.parametrize("free", [40, 60, 100])
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_is_packed_fits(free: int, seed: int):
+@pytest.mark.parametrize("long_answers", [False, True])
+def test_whatever_is_packed_fits(free: int, seed: int, long_answers: bool):
     rng = np.random.default_rng(seed)
     need = replace(NEED, plain=Kept(M, M // 2, M // 9, M), checkpointed=Kept(M // 20, M // 2, M // 9, M), head=3 * M)
     length = rng.integers(50, 3000, 40)
-    rows = Rows(length, rng.integers(0, 4 * length), rng.integers(1, 40, 40), 10**6, str)
+    kept = rng.integers(1, 40, 40)
+    if long_answers:
+        need, kept = replace(need, head=M // 10, vocabulary=150_000), rng.integers(1, length)
+    rows = Rows(length, rng.integers(0, 4 * length), kept, 10**6, str)
     found = choose(need, free * G, rows)
     checkpointed = {40: True, 60: False, 100: False}
     assert found.checkpointing == checkpointed[free]

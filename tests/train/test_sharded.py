@@ -139,9 +139,9 @@ def test_spread_weights_are_float32_and_compute_as_16_bit_ones_do(twin, picture,
     model = sharded(twin.model.frontend, precision="bf16")
     plain = load_model(twin.model.frontend, device="cpu", dtype="bfloat16", seed=3)
     batch = batch_of(twin, model, picture(), Text("?"))
-    logits = model.hf(batch=batch)
-    torch.testing.assert_close(logits, plain.hf(batch=batch), rtol=0, atol=0)
-    answer_loss(logits, batch).backward()
+    scored = model.hf(batch=batch, scored=True)
+    torch.testing.assert_close(scored, plain.hf(batch=batch, scored=True), rtol=0, atol=0)
+    answer_loss(scored, batch).backward()
     assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in model.hf.parameters())
     assert all(hasattr(weight, "full_tensor") for weight in model.hf.parameters())
 
@@ -152,7 +152,7 @@ def test_a_frozen_tower_stays_whole(twin, picture, group):
     assert all(weight.dtype == torch.bfloat16 and not hasattr(weight, "full_tensor") for weight in tower)
     assert all(hasattr(weight, "full_tensor") for weight in model.hf.model.language_model.parameters())
     batch = batch_of(twin, model, picture(), Text("?"))
-    answer_loss(model.hf(batch=batch), batch).backward()
+    answer_loss(model.hf(batch=batch, scored=True), batch).backward()
     assert all(weight.grad is None for weight in tower)
 
 
@@ -165,7 +165,7 @@ def test_parts_are_written_read_and_gathered(twins, picture, group, tmp_path):
 
     def stepped() -> tuple[torch.optim.Optimizer, dict[str, torch.Tensor]]:
         optimizer = torch.optim.AdamW(model.hf.parameters(), lr=1e-2)
-        answer_loss(model.hf(batch=batch), batch).backward()
+        answer_loss(model.hf(batch=batch, scored=True), batch).backward()
         optimizer.step()
         model.hf.zero_grad()
         return optimizer, gather(model.hf, torch.float32, torch.device("cpu"))

@@ -17,7 +17,7 @@ from tuyi.task.catalog import parse_tasks
 from tuyi.train.loss import answer_loss
 from tuyi.train.mixing import read_answers
 from tuyi.train.settings import TrainSettings
-from tuyi.train.shares import shares_of, tokens_with_labels
+from tuyi.train.shares import Share, shares_of, tokens_with_labels
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def taught(twin, examples, shares):
     """The pack of rows that are taught distributions."""
     encoded = [twin.encoder.encode(example, labelled=False) for example in examples]
     labels = [twin.encoder.labels(twin.encoder.tasks.of(example)) for example in examples]
-    return pack(encoded, labels, shares=shares)
+    return pack(encoded, labels, shares=[share.hard for share in shares])
 
 
 def gradients(model, losses):
@@ -57,7 +57,7 @@ def gradients(model, losses):
 
 def packed_loss(twin, packed):
     batch = to_device(packed, twin.model.spec, twin.model.device, always_see=True)
-    return answer_loss(twin.model.hf(batch=batch), batch)
+    return answer_loss(twin.model.hf(batch=batch, scored=True), batch)
 
 
 def assert_equal_gradients(found, expected):
@@ -72,13 +72,13 @@ def assert_equal_gradients(found, expected):
 def single_losses(twin, examples, shares):
     """Each label of each row as a row of its own, as `test_gradients` compares with transformers, times its share."""
     for example, share in zip(examples, shares, strict=True):
-        for label, part in zip(twin.encoder.tasks.of(example).labels.names, share, strict=True):
+        for label, part in zip(twin.encoder.tasks.of(example).labels.names, share.hard, strict=True):
             one = replace(example, label=label, weight=example.weight * float(part))
             yield packed_loss(twin, pack([twin.encoder.encode(one, labelled=True)]))
 
 
 def test_no_smoothing_is_plain_training(twin, examples):
-    shares = [np.eye(7)[3], np.eye(7)[5], np.eye(3)[0]]
+    shares = [Share(hard) for hard in (np.eye(7)[3], np.eye(7)[5], np.eye(3)[0])]
     plain = pack([twin.encoder.encode(example, labelled=True) for example in examples])
     expected_loss, expected = gradients(twin.model.hf, [packed_loss(twin, plain)])
     loss, found = gradients(twin.model.hf, [packed_loss(twin, taught(twin, examples, shares))])
@@ -101,17 +101,21 @@ def test_smoothing_takes_from_the_answer_and_gives_to_all(twins, examples):
     for share, labels, label in zip(shares, names, ("红色", "红色(浅)", "round"), strict=False):
         expected = np.full(len(labels), 0.1 / len(labels))
         expected[labels.index(label)] += 0.9
-        np.testing.assert_allclose(share, expected, rtol=1e-6)
-        assert share.sum() == pytest.approx(1)
+        np.testing.assert_allclose(share.hard, expected, rtol=1e-6)
+        assert share.hard.sum() == pytest.approx(1)
+        assert share.teacher is None
     assert len(shares) == 4
-    np.testing.assert_array_equal(shares[0], shares[3])
+    assert shares[0] is shares[3]
     assert smoothed(twin, examples, 0) is None
 
 
 def test_rows_take_up_all_their_labels(twins, examples):
     twin = twins("qwen2_vl")
     rows = survey(examples, twin.encoder, labelled=True)
-    found = tokens_with_labels(rows, read_answers(rows, twin.encoder.tasks), twin.encoder)
+    shares = smoothed(twin, examples, 0.1)
+    found = tokens_with_labels(rows, read_answers(rows, twin.encoder.tasks), twin.encoder, [None, *shares[1:]])
+    assert found[0] == rows.tokens[0]
+    found[0] = tokens_with_labels(rows, read_answers(rows, twin.encoder.tasks), twin.encoder, shares)[0]
     each = [len(taught(twin, [example], smoothed(twin, [example], 0.1)).ids) for example in examples]
     assert found.tolist() == each
 

@@ -230,7 +230,7 @@ def test_open_answers_with_pictures_video_and_turns(tmp_path, picture, clip):
 
 def test_a_loss_that_is_no_number_names_the_rows(pictures, colours, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        import_module("tuyi.train.trainer"), "answer_loss", lambda logits, batch: logits.sum() * float("nan")
+        import_module("tuyi.train.trainer"), "answer_loss", lambda found, batch, soft: found.sum() * float("nan")
     )
     settings = TrainSettings(epochs=1, batch_rows=8, tensorboard=False)
     with pytest.raises(TrainingError, match=r"loss became nan in step 1; its rows: \w+/\d\.png"):

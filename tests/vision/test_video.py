@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from tuyi.errors import MediaError
 from tuyi.task.task import Budget
 from tuyi.vision.spec import VisionSpec
 from tuyi.vision.video import VideoInfo, frame_indices, probe_video, video_grid, video_patches, video_timing
-from tuyi.vision.video_file import read_frames
+from tuyi.vision.video_file import _LOOKS, _look, read_frames
+from tuyi.vision.video_packets import Packets, decode_chosen
 
 QWEN2 = VisionSpec("qwen2_5_vl")
 QWEN3 = VisionSpec("qwen3_vl", patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -36,11 +39,12 @@ def write(
     rate: int = 10,
     times: list[int] | None = None,
     options: dict[str, str] | None = None,
+    encoder: dict[str, str] | None = None,
 ) -> Video:
     """Frame number i is grey with brightness 8 * i, its upper left quarter red, the right one textured; times in ms."""
     rng = np.random.default_rng(0)
     with av.open(str(file), "w", options=options or {}) as container:
-        stream: Any = container.add_stream(codec, rate=rate)
+        stream: Any = container.add_stream(codec, rate=rate, options=encoder or {})
         stream.width, stream.height = size
         stream.pix_fmt = {"mjpeg": "yuvj420p"}.get(codec, "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p")
         if times is not None:
@@ -143,6 +147,112 @@ def test_chosen_frames_come_in_order_and_alone(tmp_path: Path) -> None:
     assert shown == pytest.approx([0, 56, 232], abs=4)
 
 
+GOPS = {
+    "one key": ("a.mp4", "libx264", {}),
+    "keys, B-frames": ("a.mp4", "libx264", {"g": "12", "bf": "3"}),
+    "open": ("a.mkv", "libx264", {"x264-params": "keyint=12:min-keyint=12:open-gop=1:bframes=3:b-pyramid=normal"}),
+    "no B-frames": ("a.mov", "libx264", {"g": "7", "bf": "0"}),
+    "all keys": ("a.mp4", "libx264", {"g": "1"}),
+    "hevc": ("a.mp4", "libx265", {"x265-params": "log-level=none:keyint=12:bframes=4"}),
+    "vp9": ("a.webm", "libvpx-vp9", {"g": "10", "deadline": "realtime"}),
+    "mjpeg": ("a.mkv", "mjpeg", {}),
+}
+
+
+@pytest.mark.parametrize("name", list(GOPS))
+def test_frames_are_those_of_decoding_everything(tmp_path: Path, name: str) -> None:
+    file, codec, options = GOPS[name]
+    video = write(tmp_path / file, 60, codec=codec, encoder=options)
+    with av.open(str(video.source)) as container:
+        everything = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(everything) == 60
+    _, packets = _look(video)
+    assert packets is not None
+    for indices in ([0], [59], [0, 59], [5, 6, 7], [3, 31, 33, 58], list(range(0, 60, 15)), list(range(60))):
+        with av.open(str(video.source)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            quick = list(decode_chosen(container, stream, packets, indices))
+        assert len(quick) == len(indices), "nothing was left to the slow way"
+        for index, frame in zip(indices, read_frames(video, indices), strict=True):
+            np.testing.assert_array_equal(frame, everything[index], f"{indices}: {index}")
+
+
+def test_only_what_chosen_frames_need_is_decoded() -> None:
+    # decoding order of two groups of I P B B, each shown I B B P; the second group's first B-frames are shown before
+    # its key and belong to the first
+    pts = np.array([0, 3, 1, 2, 6, 4, 5, 9, 7, 8])
+    keys = np.array([True, False, False, False, True, False, False, False, False, False])
+    packets = Packets(pts, keys, np.ones(10, bool))
+
+    def needed(*indices: int) -> list[int]:
+        found = packets.needed(packets.times_of(indices))  # type: ignore[arg-type]
+        assert found is not None
+        return np.flatnonzero(found).tolist()
+
+    assert needed(0) == [0]
+    assert needed(2) == [0, 1, 2, 3]
+    assert needed(6) == [4]
+    assert needed(0, 9) == [0, 4, 5, 6, 7]
+    assert needed(4) == [0, 1, 2, 3, 4, 5]
+    assert Packets(pts, np.zeros(10, bool), np.ones(10, bool)).needed(np.array([3])) is None
+    assert Packets(np.zeros(10, np.int64), keys, np.ones(10, bool)).times_of([1]) is None
+    assert Packets(pts, keys, np.ones(10, bool)).times_of([10]) is None
+
+
+def test_misleading_times_are_found_out(tmp_path: Path) -> None:
+    """Where the file's own index is wrong, everything is decoded after all."""
+    video = write(tmp_path / "a.mp4", 30, encoder={"g": "10"})
+    _, packets = _look(video)
+    assert packets is not None
+    wrong = replace(packets, is_key=np.arange(30) % 10 == 4)
+    for misled in (wrong, replace(packets, pts=packets.pts + 1)):
+        with av.open(str(video.source)) as container:
+            quick = list(decode_chosen(container, container.streams.video[0], misled, [0, 17, 29]))
+        assert len(quick) < 3
+    right = [frame.copy() for frame in read_frames(video, [0, 17, 29])]
+    assert isinstance(video.source, Path)
+    status = video.source.stat()
+    key = (str(video.source), status.st_mtime_ns, status.st_size)
+    _LOOKS[key] = (_LOOKS[key][0], wrong)
+    for ours, expected in zip(read_frames(video, [0, 17, 29]), right, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_beginning_that_is_not_shown(tmp_path: Path) -> None:
+    """An edit list that begins between keys: what leads up to it is decoded and not counted."""
+    video = write(tmp_path / "a.mp4", 30, encoder={"g": "30", "bf": "0"})
+    assert isinstance(video.source, Path)
+    data = bytearray(video.source.read_bytes())
+    at = data.index(b"elst") + 4
+    version, count, duration, begin = struct.unpack_from(">BxxxIIi", data, at)
+    assert (version, count) == (0, 1)
+    with av.open(io.BytesIO(data)) as container:
+        a_frame = container.streams.video[0].duration // 30
+    struct.pack_into(">Ii", data, at + 8, duration * 2 // 3, begin + 10 * a_frame)
+    cut = Video(bytes(data))
+    info = probe_video(cut)
+    with av.open(io.BytesIO(data)) as container:
+        everything = [brightness(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert info.frames == len(everything) == 20
+    shown = [brightness(frame) for frame in read_frames(cut, [0, 7, 19])]
+    assert shown == pytest.approx([everything[0], everything[7], everything[19]])
+    assert shown[0] == pytest.approx(80, abs=4)
+
+
+def test_what_is_known_of_a_file_is_forgotten_when_it_changes(tmp_path: Path) -> None:
+    video = write(tmp_path / "a.mp4", 5)
+    assert probe_video(video).frames == 5
+    assert probe_video(write(tmp_path / "a.mp4", 9)).frames == 9
+    for number in range(20):
+        write(tmp_path / f"{number}.mp4", 1)
+        probe_video(Video(tmp_path / f"{number}.mp4"))
+    assert len(_LOOKS) == 16
+    (tmp_path / "19.mp4").unlink()
+    with pytest.raises(MediaError, match="found none there"):
+        probe_video(Video(tmp_path / "19.mp4"))
+
+
 # --- which frames, which size -----------------------------------------------------------------------------------------
 
 
@@ -164,6 +274,20 @@ def test_frames_are_those_of_transformers(fps: float, most: int) -> None:
             assert ours == qwen3.tolist()
             compared += 1
     assert compared > 10
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 10.0, 24000 / 1001, 30.0, 60.0])
+def test_frames_are_those_of_qwen_vl_utils(fps: float) -> None:
+    theirs = pytest.importorskip("qwen_vl_utils.vision_process")
+    for frames in [*range(2, 60), 299, 300, 301, 1000, 7201, 40_001]:
+        for most in (4, 6, 32, 768):
+            limits = {"fps": 2.0, "min_frames": 4, "max_frames": min(most, frames)}
+            count = theirs.smart_nframes(limits, total_frames=frames, video_fps=fps)
+            expected = torch.linspace(0, frames - 1, count).round().long().numpy()
+            ours = np.asarray(frame_indices(info_of(frames, fps), QWEN2, Budget(video_max_frames=most)))
+            assert ours.shape == expected.shape
+            # they count in float32: beyond some thousand frames a number that lies halfway may round the other way
+            np.testing.assert_allclose(ours, expected, atol=0 if frames <= 1000 else 1)
 
 
 def test_short_videos_give_what_they_have() -> None:

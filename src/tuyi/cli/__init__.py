@@ -6,14 +6,22 @@ import sys
 
 import typer
 
+from tuyi.cli.audit import audit
+from tuyi.cli.chat import chat
 from tuyi.cli.check import check
 from tuyi.cli.compare_engines import compare_engines
 from tuyi.cli.convert import convert
 from tuyi.cli.demo import demo
+from tuyi.cli.describe import describe
+from tuyi.cli.distill import distill
 from tuyi.cli.doctor import doctor
+from tuyi.cli.ensemble import ensemble
 from tuyi.cli.evaluate import evaluate
 from tuyi.cli.export import export
+from tuyi.cli.label import label
 from tuyi.cli.predict import predict
+from tuyi.cli.rationalize import rationalize
+from tuyi.cli.serve import serve
 from tuyi.cli.split import split
 from tuyi.cli.task import task_app
 from tuyi.cli.train import train
@@ -30,7 +38,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, check, convert, split, train, tune, predict, compare_engines, evaluate, export, doctor):
+for command in (
+    demo,
+    check,
+    audit,
+    convert,
+    split,
+    train,
+    tune,
+    predict,
+    chat,
+    describe,
+    compare_engines,
+    evaluate,
+    ensemble,
+    export,
+    serve,
+    label,
+    distill,
+    rationalize,
+    doctor,
+):
     app.command()(command)
 app.add_typer(task_app, name="task")
 

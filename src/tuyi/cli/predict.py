@@ -45,7 +45,10 @@ def predict(
     read: Read = None,
     on_bad_row: OnBadRowOption = BadRow.stop,
 ) -> None:
-    """Label every row by exact scoring of the task's labels. Started again, it goes on where it was stopped."""
+    """Label every row by exact scoring of the task's labels, with a reason or free text where the task asks for it.
+
+    Started again, it goes on where it was stopped.
+    """
     from rich.console import Console
 
     from tuyi.cli.progress import bar
@@ -84,6 +87,17 @@ def predict(
         markup=False,
         soft_wrap=True,
     )
+    if done.cost is not None:
+        console.print(
+            f"at most {_counted(done.cost.calls, 'call', run.predict.max_calls)} and "
+            f"{_counted(done.cost.output_tokens, 'output token', run.predict.max_output_tokens)} for a row",
+            markup=False,
+            soft_wrap=True,
+        )
     if submission is not None:
         rows = write_submission(submission, data, out, done.tasks, form.value, run.read)
         console.print(f"{submission}: {rows} rows, validated", markup=False, soft_wrap=True)
+
+
+def _counted(most: int, what: str, limit: int | None) -> str:
+    return f"{most} {what}{'' if most == 1 else 's'}" + (f" ({limit} allowed)" if limit is not None else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +86,7 @@ class _Tally:
     budget: int | None
     rows: int = 0
     unlabelled: int = 0
+    soft: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     spellings: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
@@ -163,6 +164,9 @@ class _Checker:
     def _label(self, example: Example, task: Task | None, tally: _Tally) -> str | None:
         """The row's label in the task's spelling, counted."""
         label = example.label
+        if example.soft is not None:
+            tally.soft += 1
+            self._soft(example, example.soft, task)
         if label is None:
             tally.unlabelled += 1
             return None
@@ -176,12 +180,25 @@ class _Checker:
                 tally.spellings[f"{label!r} → {known!r}"] += 1
             label = known
         if task is not None and task.answer.needs_rationale and not example.rationale:
-            message = "the task's answer has a rationale, the row has none; add one or use answer: label"
+            message = (
+                "the task's answer has a rationale, the row has none; add one (`tuyi rationalize`) or use answer: label"
+            )
             self._add("rationale", message, example)
         if task is None or task.labels is not None:
             # Open answers are all different: beyond a bound they are only counted.
             tally.labels[label if label in tally.labels or len(tally.labels) < MAX_LABELS else OTHERS] += 1
         return label
+
+    def _soft(self, example: Example, soft: Mapping[str, float], task: Task | None) -> None:
+        if task is None:
+            return
+        if task.labels is None:
+            self._add("label", f"the row has soft labels, and task {task.name} is open: it has no labels", example)
+            return
+        try:
+            task.labels.distribution(soft)
+        except LabelError as error:
+            self._add("label", f"soft labels: {error.message.removeprefix('soft labels: ')}", example)
 
     def _repeats(self, example: Example, task: Task | None, label: str | None, media: list[int]) -> None:
         """Ids, pictures and texts that stand in two rows or two files."""
@@ -240,7 +257,7 @@ class _Checker:
             labels = {label: tally.labels[label] for label in names}
             budget = tally.budget or max(tally.lengths, default=0)
             lengths = LengthHistogram.of(tally.lengths, budget) if tally.lengths else None
-            counts[name] = TaskCount(tally.rows, tally.unlabelled, labels, dict(tally.spellings), lengths)
+            counts[name] = TaskCount(tally.rows, tally.unlabelled, labels, dict(tally.spellings), lengths, tally.soft)
         return CheckReport(
             source=str(source),
             format=format,

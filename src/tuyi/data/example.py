@@ -70,6 +70,7 @@ class Example:
         label: The answer as the file spells it, or None where nobody labelled the row.
         rationale: Why the label is right, where somebody wrote it down.
         weight: Weight in the training loss.
+        soft: A teacher's distribution over the labels, as the file spells them; those that are missing count 0.
         history: Earlier messages (system prompt, multi-turn chats), oldest first.
         place: File and row that it came from.
         extra: Further columns of the file, kept so that writing it back loses nothing.
@@ -81,6 +82,7 @@ class Example:
     label: str | None = None
     rationale: str | None = None
     weight: float = 1.0
+    soft: Mapping[str, float] | None = None
     history: tuple[Turn, ...] = ()
     place: Place = field(default_factory=Place, compare=False)
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -48,6 +48,8 @@ class ReadOptions(Settings):
     """Column that says why the label is right."""
     weight: str | None = None
     """Column with the row's weight in the training loss."""
+    soft: str | None = None
+    """Column with a teacher's distribution over the labels."""
     tags: Tags | None = None
     """Keys and roles of a ShareGPT file; without them ``dataset_info.json`` and the usual names are used."""
     media_root: Path | None = None

@@ -58,6 +58,7 @@ class TaskCount:
         labels: Rows of each label, in the task's spelling; labels without rows are there with 0.
         spellings: Rows whose label is spelled otherwise than the task does, ``found → task's``; they are accepted.
         lengths: Token lengths, where the caller could count them.
+        soft: Rows with a teacher's distribution over the labels.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class TaskCount:
     labels: Mapping[str, int]
     spellings: Mapping[str, int]
     lengths: LengthHistogram | None
+    soft: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def _task_dict(count: TaskCount) -> dict[str, Any]:
     return {
         "rows": count.rows,
         "unlabelled": count.unlabelled,
+        "soft": count.soft,
         "labels": dict(count.labels),
         "spellings": dict(count.spellings),
         "lengths": None
@@ -163,6 +166,8 @@ def _task_dict(count: TaskCount) -> dict[str, Any]:
 def _task_lines(name: str, count: TaskCount) -> Iterator[str]:
     used = {label: rows for label, rows in count.labels.items() if rows}
     yield f"{name}: {count.rows} rows, {len(used)} of {len(count.labels)} labels, {count.unlabelled} unlabelled"
+    if count.soft:
+        yield f"  {count.soft} rows have soft labels"
     most = max(used.values(), default=0)
     ordered = sorted(used.items(), key=lambda item: (-item[1], item[0]))
     for label, rows in ordered[:_SHOWN_LABELS]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from tuyi.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tuyi.task import Task, TaskSet
 
-__all__ = ["SplitReport", "split"]
+__all__ = ["SplitReport", "split", "strata_and_groups"]
 
 UNLABELLED = "(unlabelled)"
 NO_TASK = "(no task)"
@@ -101,7 +101,7 @@ def split(
         OutputError: A file is taken or cannot be written.
     """
     _check_parts(parts)
-    strata, groups = _survey(read(source, options), tasks)
+    strata, groups = strata_and_groups(read(source, options), tasks)
     sides = divide(strata, groups, list(parts.values()), seed)
     found = find_source(source, options).format
     format: WriteFormat = found if found in WRITABLE else "messages"  # type: ignore[assignment]
@@ -127,9 +127,20 @@ def _check_parts(parts: Mapping[str, float]) -> None:
         raise ConfigError(f"expected shares above 0 that make 1 together, found {dict(parts)}, {sum(parts.values()):g}")
 
 
-def _survey(examples: Iterator[Example], tasks: TaskSet | None) -> tuple[list[Stratum], list[int]]:
-    """For each row its task and label, and a number that rows which belong together share."""
-    digests = MediaDigests()
+def strata_and_groups(
+    examples: Iterable[Example], tasks: TaskSet | None, digests: MediaDigests | None = None
+) -> tuple[list[Stratum], list[int]]:
+    """For each row its task and label, and a number that rows share which show one picture, video or text of their own.
+
+    Args:
+        examples: The rows.
+        tasks: Tells rows' tasks and unifies spellings of labels.
+        digests: Hashes of media that are known already; those found here are added.
+
+    Raises:
+        DataError: A row of no task, a label outside it, or media that cannot be read.
+    """
+    digests = digests or MediaDigests()
     strata: list[Stratum] = []
     known: dict[Stratum, Stratum] = {}
     parent: list[int] = []

@@ -126,6 +126,8 @@ class ExampleWriter:
             row["rationale"] = example.rationale
         if example.weight != 1.0:
             row["weight"] = example.weight
+        if example.soft is not None:
+            row["soft"] = dict(example.soft)
         return _json(row)
 
     def _check_info(self) -> None:

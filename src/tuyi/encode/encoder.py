@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tuyi.data.example import Example, Image, Part, Text, Turn, Video
+from tuyi.encode.answer import AnswerTokens, LabelTokens
 from tuyi.encode.budget import Fit, fit
 from tuyi.encode.encoded import Asked, Encoded, Media
 from tuyi.encode.positions import mrope_positions, time_step
@@ -22,24 +23,6 @@ from tuyi.task.task import Budget, Task
 from tuyi.vision.spec import ImagePatches, VideoPatches, VisionSpec
 
 __all__ = ["Encoder", "LabelTokens", "Length"]
-
-
-@dataclass(frozen=True, slots=True)
-class LabelTokens:
-    """The answers of a plain task as tokens, each ended by the terminator.
-
-    Args:
-        names: The labels.
-        ids: Token ids of each label's whole answer, terminator last.
-    """
-
-    names: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-
-    @property
-    def branch_lengths(self) -> tuple[int, ...]:
-        """Tokens that each label adds behind the prompt: its answer but for the terminator."""
-        return tuple(len(ids) - 1 for ids in self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +76,19 @@ class Encoder:
         self._video_id: int = tokenizer.convert_tokens_to_ids("<|video_pad|>")
         self._start_id: int = tokenizer.convert_tokens_to_ids("<|vision_start|>")
         self._stop_id: int = tokenizer.convert_tokens_to_ids("<|vision_end|>")
-        self.labels = lru_cache(maxsize=None)(self._labels)
+        self.answers = lru_cache(maxsize=None)(self._answers)
 
-    def _labels(self, task: Task) -> LabelTokens:
-        assert task.labels is not None
-        names = task.labels.names
-        answers = (task.answer.render(name, "") for name in names)
-        return LabelTokens(names, tuple((*self._template.tokens(text), self._template.end_id) for text in answers))
+    def _answers(self, task: Task) -> AnswerTokens:
+        """The answers of a task in tokens."""
+        return AnswerTokens(task, self._template.tokens, self._template.end_id)
+
+    def labels(self, task: Task) -> LabelTokens:
+        """What may stand from the label on; where nothing is written freely, the whole answer."""
+        return self.answers(task).labels
+
+    def tokens(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, in which no special token has any power."""
+        return self._template.tokens(text)
 
     def length(self, example: Example, *, labelled: bool | None = None) -> Length:
         """The size of a row, from file headers alone.
@@ -114,7 +103,7 @@ class Encoder:
         row = self._prepare(example, example.label is not None if labelled is None else labelled)
         tokens = self._tokens(row.pieces, row.media, row.grids) + len(row.answer)
         supervised = len(row.answer)
-        if row.task.labels is None:
+        if row.task.is_chat:
             supervised += sum(len(piece.ids) for piece in row.pieces if piece.answer)
         return Length(tokens, sum(t * h * w for t, h, w in row.grids), supervised)
 
@@ -131,7 +120,7 @@ class Encoder:
                 read, or no way to fit the budget; with file, row and id.
         """
         row = self._prepare(example, labelled)
-        is_open = row.task.labels is None
+        is_chat = row.task.is_chat
         try:
             patches = [self._patches(part, row.task.budget, row.fitted.max_pixels, look) for part in row.media]
         except DataError as error:
@@ -142,7 +131,7 @@ class Encoder:
         for piece in row.pieces:
             if piece.media is None:
                 ids.extend(piece.ids)
-                supervised.extend([piece.answer and is_open] * len(piece.ids))
+                supervised.extend([piece.answer and is_chat] * len(piece.ids))
                 continue
             visual, spans = self._visual(patches[piece.media], len(ids))
             key = None if labelled else _key(patches[piece.media])
@@ -187,7 +176,7 @@ class Encoder:
         )
 
     def unshortened(self, example: Example) -> int:
-        """Tokens of a row before it gives anything up for its budget, room for the longest label included.
+        """Tokens of a row before it gives anything up for its budget, room for the longest answer included.
 
         Raises:
             DataError: Media that cannot be read.
@@ -197,11 +186,7 @@ class Encoder:
         pieces = self._template.pieces((*prompt.history, Turn("user", prompt.parts())))
         media = _shown(prompt, prompt.parts())
         grids = [self._grid(part, task.budget, task.budget.max_pixels) for part in media]
-        return self._tokens(pieces, media, grids) + self._longest_label(task)
-
-    def _longest_label(self, task: Task) -> int:
-        """Tokens of the longest label; none for an open task."""
-        return max(map(len, self.labels(task).ids)) if task.labels else 0
+        return self._tokens(pieces, media, grids) + self.answers(task).most
 
     def _tokens(self, pieces: Sequence[Piece], media: Sequence[Image | Video], grids: Sequence[Grid]) -> int:
         return sum(len(piece.ids) for piece in pieces) + self._visual_length(media, grids)
@@ -212,7 +197,7 @@ class Encoder:
         task = self.tasks.of(example)
         try:
             answer = self._answer(task, example, place) if labelled else ()
-            reserved = len(answer) or self._longest_label(task)
+            reserved = len(answer) or self.answers(task).most
             prompt = task.ask(example)
 
             @cache
@@ -235,13 +220,13 @@ class Encoder:
         return _Row(task, prompt.history, pieces(fitted.parts), answer, fitted, media, grids)
 
     def _answer(self, task: Task, example: Example, place: Place) -> tuple[int, ...]:
+        if example.label is None:
+            raise DataError("expected a label, found none; remove unlabelled rows or predict them", place)
+        label = task.labels.canonical(example.label) if task.labels else example.label
         try:
-            target = task.target(example)
+            return self.answers(task).taught(label, example.rationale)
         except ValueError as error:
             raise DataError(str(error), place) from error
-        if target is None:
-            raise DataError("expected a label, found none; remove unlabelled rows or predict them", place)
-        return (*self._template.tokens(target), self._template.end_id)
 
     def _grid(self, part: Image | Video, budget: Budget, max_pixels: int) -> tuple[int, int, int]:
         if isinstance(part, Image):

@@ -13,7 +13,7 @@ from tuyi.encode.encoded import Encoded, Media
 from tuyi.encode.encoder import LabelTokens
 from tuyi.vision.spec import ImagePatches, VideoPatches
 
-__all__ = ["Branches", "Pack", "Visual", "group", "pack"]
+__all__ = ["Branches", "Pack", "Visual", "group", "pack", "pack_prompts"]
 
 Array = NDArray[np.int64]
 
@@ -102,6 +102,8 @@ def pack(
     labels: Sequence[LabelTokens] | None = None,
     known: Container[bytes] = (),
     shares: Sequence[NDArray[np.float32]] | None = None,
+    *,
+    apart: bool = False,
 ) -> Pack:
     """Lay rows end to end.
 
@@ -111,9 +113,10 @@ def pack(
             and in prediction a beginning that all prompts share stands once.
         known: Keys of the media whose features need not be computed.
         shares: The distribution over its labels that each row is taught: a label's targets weigh the row's weight times
-            its share. Without, each weighs 1.
+            its share, and what its prompt has of earlier answers the row's weight. Without, each target weighs 1.
+        apart: Whether rows share no beginning, though they begin with the same tokens.
     """
-    shared = 0 if labels is None or shares is not None else _shared(rows)
+    shared = 0 if apart or labels is None or shares is not None else _shared(rows)
     lengths = tuple(len(row) - shared for row in rows)
     starts = shared + np.cumsum([0, *lengths])  # a row's token i stands at its start + i - shared
     ids = [rows[0].ids[:shared], *(row.ids[shared:] for row in rows)]
@@ -127,7 +130,7 @@ def pack(
         read = order = np.arange(len(keep))
         branches = None
     else:
-        laid = _branches(rows, labels, starts)
+        laid = _branches(rows, labels, starts, learned=shares is not None)
         branches = Branches(tuple(answers.branch_lengths for answers in labels))
         ids.append(laid.ids)
         positions.append(laid.positions)
@@ -152,6 +155,19 @@ def pack(
     )
 
 
+_ONWARD = LabelTokens(("",), ((0,),))  # one token behind the prompt, whichever
+
+
+def pack_prompts(rows: Sequence[Encoded], known: Container[bytes] = (), *, apart: bool = False) -> Pack:
+    """Lay rows end to end that will be gone on with: of each, what follows its last token counts.
+
+    Args:
+        rows: Encoded rows.
+        known, apart: As for :func:`pack`.
+    """
+    return pack(rows, [_ONWARD] * len(rows), known, apart=apart)
+
+
 def _places(row: Encoded) -> NDArray[np.int32]:
     return np.vstack([np.arange(len(row), dtype=np.int32)[None], row.positions])
 
@@ -174,11 +190,11 @@ def _shared(rows: Sequence[Encoded]) -> int:
 def _weights(
     rows: Sequence[Encoded], labels: Sequence[LabelTokens], shares: Sequence[NDArray[np.float32]]
 ) -> NDArray[np.float32]:
-    """Weight of each label token, row by row and label by label."""
-    each = [
-        np.repeat(row.weight * share, [len(ids) for ids in answers.ids])
-        for row, answers, share in zip(rows, labels, shares, strict=True)
-    ]
+    """Weight of each label token, row by row and label by label, then of the earlier answers in each row's prompt."""
+    each = []
+    for row, answers, share in zip(rows, labels, shares, strict=True):
+        each.append(np.repeat(row.weight * share, [len(ids) for ids in answers.ids]))
+        each.append(np.full(int(row.supervised.sum()), row.weight))
     return np.concatenate(each).astype(np.float32)
 
 
@@ -192,18 +208,21 @@ class _Laid:
     targets: Array
 
 
-def _branches(rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: NDArray[np.int64]) -> _Laid:
+def _branches(
+    rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: NDArray[np.int64], *, learned: bool
+) -> _Laid:
     """Label branches behind the prompts.
 
     A label's first token is predicted by the last token of the prompt, the others by the branch's own tokens, so
-    the kept positions of a row are, label after label, (prompt end, branch token 1, branch token 2, …).
+    the kept positions of a row are, label after label, (prompt end, branch token 1, branch token 2, …). Behind them
+    come those of earlier answers in the prompt, where they are learned.
     """
     ids: list[int] = []
     positions: list[NDArray[np.int32]] = []
     keep: list[int] = []
     targets: list[int] = []
     at = int(starts[-1])
-    for row, answers, after in zip(rows, labels, starts[1:]):
+    for row, answers, before, after in zip(rows, labels, starts, starts[1:]):
         end = int(after) - 1
         place = int(row.positions[:, -1].max())
         for answer in answers.ids:
@@ -214,6 +233,9 @@ def _branches(rows: Sequence[Encoded], labels: Sequence[LabelTokens], starts: ND
             keep.extend([end, *range(at, at + inner)])
             targets.extend(answer)
             at += inner
+        earlier = np.flatnonzero(row.supervised) if learned else np.empty(0, np.int64)
+        keep.extend((earlier - 1 + int(before)).tolist())
+        targets.extend(row.ids[earlier].tolist())
     return _Laid(
         np.asarray(ids, np.int32),
         np.concatenate(positions, axis=1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,21 @@ from tuyi.model.kernels import Kernel, attend, fastest, varlen_available
 from tuyi.model.key_sets import join, lse_with_gradient
 from tuyi.model.segments import Segments
 
-__all__ = ["NAME", "Layout", "choose_kernels", "register", "use_packed_attention"]
+__all__ = ["NAME", "Attends", "Layout", "branch_mask", "choose_kernels", "register", "use_packed_attention"]
 
 NAME = "tuyi_flash"
+
+
+class Attends(Protocol):
+    """How the language model's tokens of one pass see each other, and what else they see."""
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """One layer's attention: q (T, H, D), k and v (T, H or fewer, D), with rotary positions → (T, H, D)."""
+        ...
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that lies on the device."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -77,6 +89,20 @@ class Layout:
         """Tokens before the branches."""
         return self.shared + sum(self.lengths)
 
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        """As :class:`Attends` says."""
+        if not varlen_available(q.device, q.dtype):
+            return _dense(q, k, v, self, scale)
+        return _packed(q, k, v, self, scale, getattr(module, "tuyi_kernel", None))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """As :class:`Attends` says."""
+        for segments in (self.segments, self.prompts):
+            if segments is not None:
+                yield from (segments.cu_q, segments.cu_k)
+        if self.keys is not None:
+            yield self.keys
+
     def leaves(self) -> Segments:
         """Each label branch by itself, counted from the first of their tokens."""
         assert self.branches is not None
@@ -107,7 +133,7 @@ def packed_attention(
     attention_mask: Tensor | None = None,
     *,
     scaling: float | None = None,
-    layout: Layout | None = None,
+    layout: Attends | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     **_: Any,
@@ -126,16 +152,13 @@ def packed_attention(
     """
     assert query.shape[0] == 1, "packs have a batch of one"
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    kernel: Kernel | None = getattr(module, "tuyi_kernel", None)
-    if not varlen_available(q.device, q.dtype):
-        if layout is not None:
-            return _dense(q, k, v, layout, scaling)[None], None
-        assert cu_seq_lens_q is not None
-        return _dense_segments(q, k, v, cu_seq_lens_q.diff().tolist(), bool(module.is_causal), scaling)[None], None
     if layout is not None:
-        return _packed(q, k, v, layout, scaling, kernel)[None], None
+        return layout.attend(module, q, k, v, scaling)[None], None
     assert cu_seq_lens_q is not None
+    if not varlen_available(q.device, q.dtype):
+        return _dense_segments(q, k, v, cu_seq_lens_q.diff().tolist(), bool(module.is_causal), scaling)[None], None
     assert max_length_q is not None
+    kernel: Kernel | None = getattr(module, "tuyi_kernel", None)
     at = Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, bool(module.is_causal))
     return attend(q, k, v, at, scaling, kernel)[0][None], None
 
@@ -241,14 +264,14 @@ def _dense_branches(q: Tensor, k: Tensor, v: Tensor, layout: Layout, branches: B
         keys, values = (torch.cat([x[: layout.shared], x[root : root + length], x[own]]) for x in (k, v))
         at = (layout.shared + length, lengths)
         if at not in layout.masks:
-            layout.masks[at] = _branch_mask(*at, q.device)
+            layout.masks[at] = branch_mask(*at, q.device)
         heads = [x.transpose(0, 1)[None] for x in (q[own], keys, values)]
         outs.append(_sdpa(*heads, attn_mask=layout.masks[at], scale=scale)[0].transpose(0, 1))
         root, leaf = root + length, leaf + count
     return torch.cat(outs)
 
 
-def _branch_mask(prompt: int, lengths: Sequence[int], device: torch.device) -> Tensor:
+def branch_mask(prompt: int, lengths: Sequence[int], device: torch.device) -> Tensor:
     """bool (B, prompt + B): the whole prompt, and one's own branch up to oneself."""
     total = sum(lengths)
     branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
-from tuyi.model.attention import Layout, use_packed_attention
+from tuyi.model.attention import Attends, Layout, use_packed_attention
 from tuyi.model.kept import Store
+from tuyi.model.log_probs import target_log_probs
 from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec
 
-__all__ = ["Batch", "adapt", "to_device"]
+__all__ = ["Batch", "adapt", "on_device", "to_device"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,7 +39,7 @@ class Batch:
 
     ids: Tensor
     positions: Tensor
-    layout: Layout
+    layout: Attends
     tower: Tower | None
     keep: Tensor
     read: Tensor
@@ -48,11 +49,7 @@ class Batch:
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""
         yield from (self.ids, self.positions, self.keep, self.read, self.targets, self.weights)
-        for segments in (self.layout.segments, self.layout.prompts):
-            if segments is not None:
-                yield from (segments.cu_q, segments.cu_k)
-        if self.layout.keys is not None:
-            yield self.layout.keys
+        yield from self.layout.tensors()
         if self.tower is not None:
             yield self.tower.at
             if self.tower.patches is not None:
@@ -75,18 +72,19 @@ def to_device(pack: Pack, spec: VisionSpec, device: torch.device, *, always_see:
     """
     seen = seen_by(pack, spec, always=always_see)
     return Batch(
-        ids=_copy(pack.ids, device),
-        positions=_copy(pack.positions, device)[:, None],
+        ids=on_device(pack.ids, device),
+        positions=on_device(pack.positions, device)[:, None],
         layout=Layout.of(pack.lengths, device, pack.branches, pack.shared),
         tower=None if seen is None else _tower(seen, spec, device),
-        keep=_copy(pack.keep, device),
-        read=_copy(pack.read, device),
-        targets=_copy(pack.targets, device),
-        weights=_copy(pack.weights, device),
+        keep=on_device(pack.keep, device),
+        read=on_device(pack.read, device),
+        targets=on_device(pack.targets, device),
+        weights=on_device(pack.weights, device),
     )
 
 
-def _copy(array: np.ndarray[Any, Any] | Tensor, device: torch.device) -> Tensor:
+def on_device(array: np.ndarray[Any, Any] | Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; on a GPU from page-locked memory, without waiting."""
     tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else array
     if device.type == "cuda" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
@@ -100,11 +98,13 @@ def _tower(seen: Seen, spec: VisionSpec, device: torch.device) -> Tower:
     return Tower(
         patches=_patches(seen.patches, device) if seen.patches else None,
         grids=grids,
-        inputs={name: _copy(value, device) if isinstance(value, Tensor) else value for name, value in inputs.items()},
+        inputs={
+            name: on_device(value, device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+        },
         keys=seen.keys,
         known=seen.known,
-        at=_copy(seen.at, device),
-        features=None if in_order else _copy(seen.features, device),
+        at=on_device(seen.at, device),
+        features=None if in_order else on_device(seen.features, device),
     )
 
 
@@ -120,8 +120,9 @@ def _patches(parts: Sequence[np.ndarray[Any, Any]], device: torch.device) -> Ten
 def adapt(model: Any, spec: VisionSpec) -> None:
     """Teach a transformers Qwen-VL model to take packs.
 
-    ``model(batch=Batch)`` then returns float32 logits (K, vocabulary) of the kept tokens, and with ``head=False``
-    their hidden states (K, D) as they enter the head. ``kept`` holds features from pass to pass.
+    ``model(batch=Batch)`` then returns float32 logits (K, vocabulary) of the kept tokens, with ``head=False`` their
+    hidden states (K, D) as they enter the head, with ``scored=True`` float32 log-probabilities (N,) of the targets.
+    ``kept`` holds features from pass to pass.
     """
     use_packed_attention(model)
     visual = model.model.visual
@@ -130,19 +131,33 @@ def adapt(model: Any, spec: VisionSpec) -> None:
     visual.patch_embed.proj.tuyi_spec = spec
     last = model.model.language_model.layers[-1].mlp
     last.forward = MethodType(_mlp_where_read, last)
+    model.lm_head.forward = MethodType(_head, model.lm_head)
     model.forward = MethodType(_forward, model)
 
 
-def _forward(self: Any, batch: Batch, head: bool = True, kept: Store | None = None) -> Tensor:
+def _forward(self: Any, batch: Batch, head: bool = True, kept: Store | None = None, scored: bool = False) -> Tensor:
     self.model.language_model.layers[-1].mlp.tuyi_keep = batch.keep
     hidden_KD = _hidden_states(self, batch, kept)[batch.keep]
+    if scored:
+        log_probs_N: Tensor = self.lm_head(hidden_KD, batch)
+        return log_probs_N
     logits_KV: Tensor = self.lm_head(hidden_KD).float() if head else hidden_KD
     return logits_KV
+
+
+def _head(self: Any, hidden_KD: Tensor, batch: Batch | None = None) -> Tensor:
+    """The head itself, or what training wants of it: inside its call, where spread weights are gathered."""
+    if batch is None:
+        logits_KV: Tensor = type(self).forward(self, hidden_KD)
+        return logits_KV
+    return target_log_probs(hidden_KD, self.weight, batch.read, batch.targets)
 
 
 def _hidden_states(model: Any, batch: Batch, kept: Store | None) -> Tensor:
     """The language model's last hidden states, (T, D)."""
     embeds_1TD = model.get_input_embeddings()(batch.ids)[None]
+    if torch.is_grad_enabled() and not embeds_1TD.requires_grad:
+        embeds_1TD.requires_grad_()  # beside adapters: every block is then the same program, and compiled once
     extra: dict[str, Any] = {}
     if batch.tower is not None:
         embeds_1TD, extra = _see(model, batch, batch.tower, embeds_1TD, kept)

@@ -157,7 +157,9 @@ def load_model(
             raise ConfigError(f"{frontend.name} starts from random weights: there is nothing to keep in 4 bits")
         from tuyi.model.tiny import build_weights
 
-        hf = build_weights(copy.deepcopy(frontend.config), seed).to(kind)  # adapting a model changes its configuration
+        hf = build_weights(copy.deepcopy(frontend.config), seed)  # adapting a model changes its configuration
+        for weight in hf.parameters():  # not the rotary frequencies, as from_pretrained leaves them too
+            weight.data = weight.data.to(kind)
     else:
         hf = _pretrained(frontend.name, kind, place if four_bit else None)
     adapt(hf, frontend.spec)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +18,15 @@ from tuyi.config import Settings
 from tuyi.data.example import Example
 from tuyi.encode.encoded import Asked
 from tuyi.encode.encoder import Encoder
-from tuyi.errors import ConfigError, EngineError, LabelError
+from tuyi.errors import AnswerError, ConfigError, EngineError, TuyiError
 from tuyi.model.folder import FolderInfo
-from tuyi.predict.asked import TokenBytes, predicted, spread
-from tuyi.predict.chat import chat_messages, label_schema
+from tuyi.predict.asked import Cost, TokenBytes, Written, answered, predicted, spread
+from tuyi.predict.chat import chat_messages
 from tuyi.predict.decoded import END, Step
-from tuyi.predict.engine import SizedRow, closed_labels
+from tuyi.predict.engine import SizedRow
 from tuyi.predict.in_flight import answers_as_they_come, cancelled
 from tuyi.predict.prediction import Prediction
-from tuyi.task.labels import LabelSet
+from tuyi.predict.written import AnswerForm, WrongAnswerError, label_object
 
 if TYPE_CHECKING:
     import openai
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiEngine", "ApiSettings"]
 
+_ROW_REFUSED = (400, 413, 422)  # too long, an unwanted picture: the next row may be taken
+_SLACK = 32  # tokens for spaces and line ends of servers that are not told the form to the letter
 _OPTIONS = 20  # the most alternatives a token that the interface allows to ask for
 
 
@@ -58,7 +60,7 @@ class ApiSettings(Settings):
     retries: int = Field(default=6, ge=0)
     """Further tries after a timeout, a broken connection, 429 or 5xx, with growing pauses or as Retry-After says."""
     answer_retries: int = Field(default=2, ge=0)
-    """Further tries after an answer that is no label."""
+    """Further tries after an answer that is no label, or is not of the task's form."""
     timeout_s: float = Field(default=120, gt=0)
     """Seconds that one request may take."""
     workers: int = Field(default=4, gt=0)
@@ -66,13 +68,15 @@ class ApiSettings(Settings):
 
 
 class ApiEngine:
-    """Asks a server for the label of each row.
+    """Asks a server for the answer to each row.
 
     Args:
         encoder: Shortens rows and sizes their pictures as the model folder says.
         tokenizer: Of the same model; reads token numbers that a vLLM server answers with.
         settings: Where the server is and how to ask it.
         info: Where the calibration temperatures come from.
+        skip: Called with what is wrong with a row that cannot be asked or is not answered; such a row stops everything
+            where not given.
 
     Raises:
         ConfigError: The key is not where the settings say, or the server lists not just one model.
@@ -80,9 +84,10 @@ class ApiEngine:
     """
 
     def __init__(
-        self, encoder: Encoder, tokenizer: Any, settings: ApiSettings, *, info: FolderInfo | None = None
-    ) -> None:
-        self._encoder, self._settings, self._info = encoder, settings, info
+        self, encoder: Encoder, tokenizer: Any, settings: ApiSettings, *, info: FolderInfo | None = None,
+        skip: Callable[[TuyiError], None] | None = None,
+    ) -> None:  # fmt: skip
+        self._encoder, self._settings, self._info, self._skip = encoder, settings, info, skip
         self._bytes = TokenBytes(tokenizer)
         marks = sorted(map(re.escape, tokenizer.get_added_vocab()), key=len, reverse=True)
         self._marks = re.compile("|".join(marks))
@@ -102,10 +107,10 @@ class ApiEngine:
 
         Raises:
             DataError: A row shows a video, which cannot be sent.
-            EngineError: The server fails for longer than the retries, refuses a row, or answers with no label.
-            ModelError: A row's task asks for more than a label.
+            AnswerError: The server refuses a row, or does not answer it as its task asks.
+            EngineError: The server fails for longer than the retries.
         """
-        return answers_as_they_come(self._loop, rows, self._answer, 2 * self._settings.in_flight)
+        return answers_as_they_come(self._loop, rows, self._answer, 2 * self._settings.in_flight, self._skip)
 
     def close(self) -> None:
         """Close connections and threads."""
@@ -130,67 +135,80 @@ class ApiEngine:
     async def _answer(self, row: Example) -> Prediction:
         import openai
 
-        asked, request = await self._loop.run_in_executor(self._pool, self._prepare, row)
-        labels = closed_labels(asked.task)
+        asked, request, form = await self._loop.run_in_executor(self._pool, self._prepare, row)
+        cost = Cost()
+
+        async def write(start: str, left: AnswerForm) -> Written:
+            cost.calls += 1
+            reply = await self._client.chat.completions.create(**self._starting(request, start, left))
+            one = self._read(reply)
+            cost.count(one)
+            return one
+
         async with self._requests:
             tries = 1 + self._settings.answer_retries
             wrong = ""
-            for calls in range(1, tries + 1):
+            for _ in range(tries):
                 try:
-                    reply = await self._client.chat.completions.create(**request)
-                    return self._read(asked, labels, reply, calls)
+                    answer = await answered(form, write, can_go_on=self._settings.choice == "structured_outputs")
                 except openai.APIError as error:
-                    raise self._failed(error, f"id {row.id}") from error
+                    raise self._failed(error, f"id {row.id}", row.id) from error
                 except (json.JSONDecodeError, UnicodeDecodeError) as error:  # the client does not translate these
                     wrong = f"expected a chat completion, found broken JSON ({error})"
-                except _NoLabelError as error:
+                except WrongAnswerError as error:
                     wrong = str(error)
-            raise EngineError(f"{self._settings.url}, id {row.id}: {wrong}; tried {tries} times")
+                else:
+                    masses = spread(self._bytes.answers(form), answer) if form.labels else None
+                    is_bound = self._settings.choice != "none"
+                    return predicted(asked, answer, masses, cost, self._info, is_bound=is_bound)
+            raise AnswerError(f"{self._settings.url}, id {row.id}: {wrong}; tried {tries} times", row.id)
 
-    def _prepare(self, row: Example) -> tuple[Asked, dict[str, Any]]:
+    def _prepare(self, row: Example) -> tuple[Asked, dict[str, Any], AnswerForm]:
         asked = self._encoder.ask(row)
-        labels = closed_labels(asked.task)
+        form = AnswerForm.of(asked.task)
+        if self._settings.choice == "response_format" and asked.task.answer.is_plain and form.labels:
+            form = label_object(form.labels)
         messages, broken = chat_messages(asked, self._encoder.spec, self._marks)
         if broken:
             asked = replace(asked, notes={**asked.notes, "broken_marks": broken})
-        longest = max(len(name.encode()) for name in labels.names)
-        request: dict[str, Any] = {
-            "model": self.model,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": longest + 32,
-        }
-        if self._settings.logprobs:
+        request: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0}
+        if self._settings.logprobs and form.labels:
             request |= {"logprobs": True, "top_logprobs": _OPTIONS}
-        if self._settings.choice == "structured_outputs":
-            request["extra_body"] = {
-                "structured_outputs": {"choice": list(labels.names)},
-                "mm_processor_kwargs": {"do_resize": False},  # pictures come at their size
-                "repetition_penalty": 1.0,  # else the model's generation_config.json sets one, 1.05 for Qwen2-VL
-                "return_tokens_as_token_ids": True,  # a token may be half a character, which has no text
-            }
-        elif self._settings.choice == "response_format":
-            request["response_format"] = label_schema(labels)
-        return asked, request
+        if self._settings.choice == "response_format" and form.schema:
+            request["response_format"] = form.schema
+        return asked, request, form
 
-    def _read(self, asked: Asked, labels: LabelSet, reply: ChatCompletion, calls: int) -> Prediction:
+    def _starting(self, request: dict[str, Any], start: str, left: AnswerForm) -> dict[str, Any]:
+        """The request for what follows the start of an answer."""
+        if self._settings.choice != "structured_outputs":
+            return {**request, "max_tokens": left.room - 1 if left.is_open else left.room + _SLACK}
+        request = {**request, "max_tokens": left.first_room(self._bytes.tokens)}
+        body: dict[str, Any] = {
+            "mm_processor_kwargs": {"do_resize": False},  # pictures come at their size
+            "repetition_penalty": 1.0,  # else the model's generation_config.json sets one, 1.05 for Qwen2-VL
+        }
+        if left.labels:
+            body["return_tokens_as_token_ids"] = True  # a token may be half a character, which has no text
+        if not left.is_open:
+            plain = left.answer.is_plain
+            body["structured_outputs"] = {"choice": list(left.spelled)} if plain else {"regex": left.regex}
+        if start:
+            request["messages"] = [*request["messages"], {"role": "assistant", "content": start}]
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return {**request, "extra_body": body}
+
+    def _read(self, reply: ChatCompletion) -> Written:
         choices = getattr(reply, "choices", None)
         if not choices:
-            raise _NoLabelError(f"expected a chat completion, found {str(reply)[:200]!r}")
-        text = choices[0].message.content or ""
-        in_json = self._settings.choice == "response_format"
-        label = _label(labels, text, in_json)
-        steps = self._steps(choices[0].logprobs)
-        answers = self._bytes.answers(self._encoder.labels(asked.task))
-        masses = spread(answers, label, text, steps, in_json=in_json)
-        if masses is not None and self._settings.choice != "none":
-            label = masses.best
-        cost = {"tokens": asked.tokens, "calls": calls, "output_tokens": len(steps)}
-        if reply.usage is not None:
-            cost |= {"tokens": reply.usage.prompt_tokens, "output_tokens": reply.usage.completion_tokens}
-            if reply.usage.prompt_tokens != asked.tokens:
-                cost["tokens_expected"] = asked.tokens
-        return predicted(asked, label, masses, self._info, cost)
+            raise WrongAnswerError(f"expected a chat completion, found {str(reply)[:200]!r}")
+        steps, usage, text = self._steps(choices[0].logprobs), reply.usage, choices[0].message.content or ""
+        return Written(
+            text=text,
+            steps=steps,
+            tokens=usage.prompt_tokens if usage else None,
+            output_tokens=usage.completion_tokens if usage else len(steps or self._bytes.tokens(text)),
+            is_cut=choices[0].finish_reason == "length",
+        )
 
     def _steps(self, logprobs: Any) -> list[Step]:
         steps = []
@@ -208,7 +226,7 @@ class ApiEngine:
             return END
         return bytes(token.bytes) if token.bytes else token.token.encode()
 
-    def _failed(self, error: openai.APIError, what: str) -> EngineError:
+    def _failed(self, error: openai.APIError, what: str, row: str | None = None) -> EngineError:
         status = getattr(error, "status_code", None)
         where = f"{self._settings.url}, {what}"
         if status in (401, 403):
@@ -219,21 +237,8 @@ class ApiEngine:
         said = " ".join(error.message.replace(self._key, "***").split())[:300]
         if status == 429 or status is None or status >= 500:
             return EngineError(f"{where}: {said}, still so after {self._settings.retries} retries; is the server well?")
-        return EngineError(f"{where}: the server refused the request ({status}): {said}")
-
-
-class _NoLabelError(Exception):
-    """An answer that is no label."""
-
-
-def _label(labels: LabelSet, text: str, in_json: bool) -> str:
-    try:
-        said = json.loads(text)["label"] if in_json else text
-        return labels.canonical(said)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise _NoLabelError(f'expected {{"label": …}}, found {text[:200]!r}') from error
-    except LabelError as error:
-        raise _NoLabelError(f"expected one of {len(labels)} labels, found {text[:200]!r}") from error
+        refused = f"{where}: the server refused the request ({status}): {said}"
+        return AnswerError(refused, row) if row is not None and status in _ROW_REFUSED else EngineError(refused)
 
 
 def _read_key(settings: ApiSettings) -> str:

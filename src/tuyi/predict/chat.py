@@ -10,10 +10,9 @@ from typing import Any
 from tuyi.data.example import Image, Text
 from tuyi.encode.encoded import Asked
 from tuyi.predict.asked import unpatchify
-from tuyi.task.labels import LabelSet
 from tuyi.vision.spec import ImagePatches, VisionSpec
 
-__all__ = ["chat_messages", "label_schema"]
+__all__ = ["chat_messages"]
 
 
 def chat_messages(asked: Asked, spec: VisionSpec, marks: re.Pattern[str]) -> tuple[list[dict[str, Any]], int]:
@@ -45,17 +44,6 @@ def chat_messages(asked: Asked, spec: VisionSpec, marks: re.Pattern[str]) -> tup
         plain = turn.role != "user" and len(parts) == 1 and parts[0]["type"] == "text"
         messages.append({"role": turn.role, "content": parts[0]["text"] if plain else parts})
     return messages, broken
-
-
-def label_schema(labels: LabelSet) -> dict[str, Any]:
-    """A ``response_format`` that allows ``{"label": …}`` with one of the labels."""
-    schema = {
-        "type": "object",
-        "properties": {"label": {"type": "string", "enum": list(labels.names)}},
-        "required": ["label"],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
 def _data_url(picture: ImagePatches, spec: VisionSpec) -> str:

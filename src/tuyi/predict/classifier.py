@@ -92,12 +92,16 @@ def load(
     Raises:
         ModelError: The model cannot be loaded.
         TaskError: The model has another task, or none and none is given.
+        ConfigError: Limits that the answers of a task cannot keep to.
     """
+    from tuyi.encode.encoder import Encoder
     from tuyi.model.load import load_frontend, peek
+    from tuyi.predict.limits import keep_limits
     from tuyi.predict.loading import Job, open_local
 
     settings = settings or PredictSettings()
     tasks = choose_tasks(str(model), peek(str(model)), task)
     frontend = load_frontend(str(model), [text for one in tasks for text in one.wording])
+    tasks = keep_limits(tasks, Encoder(frontend.tokenizer, frontend.spec, tasks), settings)
     engine = open_local(Job(str(model), tasks, settings, rows=0), frontend)
     return Classifier(engine)

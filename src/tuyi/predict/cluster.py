@@ -157,7 +157,8 @@ class _Labeller:
         except TuyiError as error:
             return _here(error)
 
-    def _take_down(self, error: DataError) -> None:
+    def _take_down(self, error: TuyiError) -> None:
+        assert isinstance(error, DataError), "an engine of this process skips damaged rows alone"
         self._damaged.append(_here(error))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -13,12 +13,13 @@ import torch
 from tuyi.data.example import Example
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder, LabelTokens, Look
-from tuyi.encode.pack import Pack, group, pack
+from tuyi.encode.pack import Pack, group, pack, pack_prompts
 from tuyi.errors import DataError
 from tuyi.model.ahead import Ahead, Coming
+from tuyi.model.decode import extended
 from tuyi.model.forward import Batch, to_device
 from tuyi.model.kept import Plan
-from tuyi.predict.engine import SizedRow, closed_labels
+from tuyi.predict.engine import SizedRow
 from tuyi.task.task import Task
 from tuyi.vision.pool import PicturePool
 
@@ -31,14 +32,15 @@ class Ready:
 
     Args:
         encoded: Its rows.
-        labels: The labels of each row's task.
+        labels: The labels of each row's task; None for rows of which some is written freely. These stand with what
+            every answer of theirs begins with.
         pack: Them laid out.
         batch: The pack on the device.
         keys: Of the visual features that are to be kept once it is through.
     """
 
     encoded: Sequence[Encoded]
-    labels: Sequence[LabelTokens]
+    labels: Sequence[LabelTokens] | None
     pack: Pack
     batch: Batch
     keys: frozenset[bytes]
@@ -71,7 +73,6 @@ class Feed:
         """Packs in the order in which they are to run: longest rows first in each window.
 
         Raises:
-            ModelError: A row's task needs free text, which is not scored.
             DataError: A picture that cannot be read after all.
         """
         self._plan.clear()
@@ -100,14 +101,16 @@ class Feed:
         while window := list(islice(rows, self._window)):
             # rows of a task side by side share the beginning of their prompts, rows with the same picture its features
             asked = [(tasks.of(row), row, size) for row, size in window]
-            asked.sort(key=lambda one: (one[0].name, -one[2], _picture_bytes(one[1])))
-            sized = (((row, size), size + self._branch_tokens(task)) for task, row, size in asked)
-            for together in group(sized, self._pack_tokens):
-                yield [row for row, _ in together], sum(tokens for _, tokens in together)
+            asked.sort(key=lambda one: (not one[0].answer.has_free, one[0].name, -one[2], _picture_bytes(one[1])))
+            for _, alike in groupby(asked, lambda one: one[0].answer.has_free):
+                sized = (((row, size), size + self._answer_tokens(task)) for task, row, size in alike)
+                for together in group(sized, self._pack_tokens):
+                    yield [row for row, _ in together], sum(tokens for _, tokens in together)
 
-    def _branch_tokens(self, task: Task) -> int:
-        closed_labels(task)
-        return sum(self._encoder.labels(task).branch_lengths)
+    def _answer_tokens(self, task: Task) -> int:
+        """Tokens that stand behind a prompt: every label in a branch of its own, or the longest answer."""
+        answers = self._encoder.answers(task)
+        return answers.most if task.answer.has_free else sum(answers.labels.branch_lengths)
 
     def _start(self, examples: list[Example], tokens: int) -> Coming[Ready]:
         spec = self._encoder.spec
@@ -119,8 +122,14 @@ class Feed:
         return lambda look: self._encoder.encode(row, labelled=False, look=look)
 
     def _ready(self, encoded: list[Encoded]) -> Ready:
-        labels = [self._encoder.labels(self._encoder.tasks[row.task]) for row in encoded]
-        packed = pack(encoded, labels, self._plan)
+        tasks = [self._encoder.tasks[row.task] for row in encoded]
+        labels = None
+        if not tasks[0].answer.has_free:
+            labels = [self._encoder.labels(task) for task in tasks]
+            packed = pack(encoded, labels, self._plan)
+        else:
+            encoded = [extended(row, self._encoder.answers(task).opening) for row, task in zip(encoded, tasks)]
+            packed = pack_prompts(encoded, self._plan)
         visuals = [visual for visual in (packed.images, packed.videos) if visual is not None]
         self._plan.use([used for visual in visuals for used in visual.uses()])
         batch = to_device(packed, self._encoder.spec, self._ahead.device)

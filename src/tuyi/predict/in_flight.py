@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from tuyi.data.example import Example
+from tuyi.errors import AnswerError, DataError, TuyiError
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.prediction import Prediction
 
@@ -19,6 +20,7 @@ def answers_as_they_come(
     rows: Iterable[SizedRow],
     answer: Callable[[Example], Awaitable[Prediction]],
     most: int,
+    skip: Callable[[TuyiError], None] | None = None,
 ) -> Generator[list[Prediction], None, None]:
     """Predictions as they become ready; rows are read as room for them comes up.
 
@@ -27,6 +29,7 @@ def answers_as_they_come(
         rows: The rows, read lazily.
         answer: Answers one row.
         most: Rows that are under way together.
+        skip: Called with what is wrong with a single row; such a row stops everything where not given.
 
     Raises:
         TuyiError: The first failure of ``answer``, after the answers that were ready with it; the rest is cancelled.
@@ -43,7 +46,11 @@ def answers_as_they_come(
             if ready := [task.result() for task in done if task.exception() is None]:
                 yield ready
             for task in done:
-                task.result()
+                error = task.exception()
+                if skip is not None and isinstance(error, DataError | AnswerError):
+                    skip(error)
+                else:
+                    task.result()
     finally:
         if not loop.is_closed():  # an engine that was closed first has stopped them already
             loop.run_until_complete(cancelled(under_way))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuyi.encode.encoder import Encoder
-from tuyi.errors import DataError, ModelError
+from tuyi.errors import ModelError, TuyiError
 from tuyi.model.load import Frontend, Model, load_frontend, load_model
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import WINDOW, LocalEngine
@@ -41,8 +41,8 @@ class Job:
         settings: How.
         rows: How many rows there are; decides whether compiling pays.
         window: Rows sorted by length together.
-        skip: Called with what is wrong with a row that turns out to be damaged; such a row stops the run where not
-            given.
+        skip: Called with what is wrong with a row that turns out to be damaged, or that an engine outside this process
+            does not answer; such a row stops the run where not given.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Job:
     settings: PredictSettings
     rows: int
     window: int = WINDOW
-    skip: Callable[[DataError], None] | None = None
+    skip: Callable[[TuyiError], None] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -144,13 +144,16 @@ def _load(part: _Part, tell: Callable[[str], None]) -> Model:
 
 def _engine(job: Job, model: Model, pool: PicturePool | None, models: int) -> LocalEngine:
     """The engine of one of several models, all of which are on the device by now."""
-    from tuyi.predict.room import kept_features, pack_tokens
+    from tuyi.predict.room import cache_tokens, kept_features, pack_tokens
 
     settings, frontend = job.settings, model.frontend
+    writes = any(task.answer.has_free for task in job.tasks)
+    most = settings.pack_tokens or pack_tokens(model.hf, model.device, writes=writes)
     return LocalEngine(
         model,
         Encoder(frontend.tokenizer, frontend.spec, job.tasks),
-        pack_tokens=settings.pack_tokens or pack_tokens(model.hf, model.device),
+        pack_tokens=most,
+        cache_tokens=cache_tokens(model.hf, model.device, most) // models if writes else None,
         workers=settings.workers,
         info=frontend.info,
         pool=pool,

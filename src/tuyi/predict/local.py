@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from tuyi.errors import DataError, ModelError, first_line
 from tuyi.model.folder import FolderInfo
 from tuyi.model.kept import Kept
 from tuyi.model.load import Model
+from tuyi.predict.answering import Answering
 from tuyi.predict.calibrated import calibrated
 from tuyi.predict.clock import Clock
 from tuyi.predict.engine import SizedRow
@@ -40,7 +42,7 @@ class _Scored:
 
 
 class LocalEngine:
-    """Scores rows in packs sorted by length.
+    """Answers rows in packs sorted by length: plain labels are scored, free text is written.
 
     Args:
         model: The model.
@@ -50,6 +52,7 @@ class LocalEngine:
         info: Where the calibration temperatures come from.
         pool: Processes that decode; threads of this process where None. Closed with the engine.
         features: Visual tokens whose features are kept for pictures that come again.
+        cache_tokens: Tokens of rows with free text that are under way at a time; two packs of them where None.
         window: Rows sorted by length together.
         on_bad_row: Called with what is wrong with a row whose picture turns out to be damaged; such a row stops
             everything where not given.
@@ -57,7 +60,7 @@ class LocalEngine:
 
     def __init__(
         self, model: Model, encoder: Encoder, *, pack_tokens: int, workers: int, info: FolderInfo | None = None,
-        pool: PicturePool | None = None, features: int = 0, window: int = WINDOW,
+        pool: PicturePool | None = None, features: int = 0, cache_tokens: int | None = None, window: int = WINDOW,
         on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
         self._kept = Kept()
@@ -68,13 +71,16 @@ class LocalEngine:
             features=features, on_bad_row=on_bad_row,
         )  # fmt: skip
         self._clock = Clock(model.hf)
+        self._answering = Answering(
+            model, encoder, cache_tokens=cache_tokens or 2 * pack_tokens, pack_tokens=pack_tokens, info=info,
+            passed=self._clock.scored,
+        )  # fmt: skip
 
     def predict(self, rows: Iterable[SizedRow]) -> Generator[list[Prediction], None, None]:
         """Predictions of a stream of rows; window by window in order, each window's packs as they finish.
 
         Raises:
-            ModelError: A row's task needs free text, which this engine does not decode; or the smallest pack does
-                not fit the device's memory.
+            ModelError: The smallest pack does not fit the device's memory.
             DataError: A picture that cannot be read after all.
         """
         self._clock.start()
@@ -83,13 +89,19 @@ class LocalEngine:
         before: _Scored | None = None
         try:
             while (ready := self._next(packs)) is not None:
-                scored = self._score(ready)
+                scored = None
+                if ready.labels is None:
+                    yield from self._answer(ready)
+                else:
+                    scored = self._score(ready)
                 if before is not None:
                     yield self._finish(before)
                 before = scored
             if before is not None:
                 yield self._finish(before)
+            yield from self._answer(None)
         finally:
+            self._answering.clear()
             packs.close()
 
     def spent(self) -> dict[str, float]:
@@ -109,16 +121,20 @@ class LocalEngine:
         self._clock.waited(time.perf_counter() - begin)
         return ready
 
+    def _answer(self, ready: Ready | None) -> Iterator[list[Prediction]]:
+        """Take up a pack of rows with free text; None when there are no more, and all that are under way end."""
+        with _memory_named(ready):
+            if ready is None:
+                yield from self._answering.rest()
+            else:
+                yield from self._answering.take(ready, self._kept)
+                self._kept.drop_but(ready.keys)
+
     def _score(self, ready: Ready) -> _Scored:
         """Hand a pack to the device; on a GPU this returns long before it is through."""
-        try:
+        with _memory_named(ready):
             scores = score_tokens(self.model, ready.batch, ready.pack, self._kept)
             self._kept.drop_but(ready.keys)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelError(
-                f"a pack of {len(ready.encoded)} rows and {len(ready.pack.ids)} tokens does not fit the GPU's memory "
-                f"({first_line(error)}); lower predict.pack_tokens"
-            ) from error
         self._clock.scored()
         if not scores.is_cuda:
             return _Scored(ready, scores, None)
@@ -133,6 +149,7 @@ class LocalEngine:
         if scored.done is not None:
             scored.done.synchronize()
         ready = scored.ready
+        assert ready.labels is not None, "rows with free text are not scored like this"
         found = gather_labels(scored.scores, ready.pack, ready.labels)
         return [
             self._prediction(row, labels.names, logprobs)
@@ -150,3 +167,15 @@ class LocalEngine:
             probabilities=calibrated(said, self._info, row.task),
             notes=notes,
         )
+
+
+@contextmanager
+def _memory_named(ready: Ready | None) -> Iterator[None]:
+    """Say what can be done where a pass does not fit the memory."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        what = "the rows under way do"
+        if ready is not None:
+            what = f"a pack of {len(ready.encoded)} rows and {len(ready.pack.ids)} tokens does"
+        raise ModelError(f"{what} not fit the GPU's memory ({first_line(error)}); lower predict.pack_tokens") from error

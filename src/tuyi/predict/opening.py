@@ -44,11 +44,11 @@ def open_engine(
     if settings.engine == "api":
         from tuyi.predict.api import ApiEngine
 
-        return ApiEngine(encoder, frontend.tokenizer, settings.api, info=frontend.info)
+        return ApiEngine(encoder, frontend.tokenizer, settings.api, info=frontend.info, skip=job.skip)
     if settings.engine == "vllm":
         from tuyi.predict.vllm import VllmEngine
 
-        return VllmEngine(job.model, encoder, frontend.tokenizer, settings.vllm, info=frontend.info)
+        return VllmEngine(job.model, encoder, frontend.tokenizer, settings.vllm, info=frontend.info, skip=job.skip)
     devices = _devices(settings.device)
     if settings.engine == "local" and len(devices) == 1:
         settings = settings.model_copy(update={"device": devices[0]})

@@ -30,13 +30,13 @@ class Prediction:
     Args:
         id: The row's id.
         task: Name of the task that was asked.
-        label: The chosen label, in the task's own spelling.
+        label: The chosen label, in the task's own spelling; of an open task the whole text, which may be empty.
         logprobs: Natural log of the model's probability of each label's full answer (tokens and terminator), before
-            normalising over the labels, at temperature 1. Empty where an engine cannot say.
+            normalising over the labels, at temperature 1. Empty where an engine cannot say, and for open tasks.
         probabilities: Normalised over the labels, after the model folder's calibration temperature; same keys.
         rationale: The free text of a reasoned answer.
         notes: What was done to the row and what it cost: ``dropped_turns``, ``shrunk_images``, ``calls``,
-            ``output_tokens``, ``tokens``, … Plain JSON values.
+            ``output_tokens``, ``cut_free``, ``tokens``, … Plain JSON values.
     """
 
     id: str
@@ -89,6 +89,8 @@ def _check(value: dict[str, Any]) -> None:
     if unknown := [key for key in value if key not in _KEYS]:
         raise FormatError(f"unknown key {unknown[0]!r}, expected {', '.join(_KEYS)}")
     for key in _TEXTS:
+        if key == "label" and value.get(key) == "" and not value["probabilities"]:
+            continue  # an open answer may be empty
         if not isinstance(value.get(key), str) or not value[key]:
             found = repr(value[key]) if key in value else "nothing"
             raise FormatError(f"{key}: expected a text that is not empty, found {found}")

@@ -14,7 +14,7 @@ from tuyi.predict.prediction import read_predictions, read_run, run_file
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import TaskSet
 
-__all__ = ["resume", "run_record"]
+__all__ = ["cut_partial_line", "resume", "run_record"]
 
 
 def run_record(
@@ -63,11 +63,11 @@ def resume(out: Path, run: dict[str, Any]) -> set[str]:
                 f"{out} holds predictions made with {key} {before}, this run has {now}; "
                 "choose another --out or remove it"
             )
-    _cut_partial_line(out)
+    cut_partial_line(out)
     return {prediction.id for prediction in read_predictions(out)}
 
 
-def _cut_partial_line(path: Path) -> None:
+def cut_partial_line(path: Path) -> None:
     """Remove what a killed run left of a line at the end."""
     with path.open("rb+") as file:
         content_end = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""How many tokens may pass the model together: as many as fit the memory that is free once its weights are there."""
+"""How many tokens may pass the model together, and be kept: what fits the memory that is free beside its weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["bytes_per_token", "kept_features", "pack_tokens", "tokens_in"]
+from tuyi.model.cache import cache_bytes
+
+__all__ = ["bytes_per_token", "cache_tokens", "kept_features", "pack_tokens", "tokens_in"]
 
 _MOST = 32768
 """Beyond this a larger pack gains nothing (measured on an H200: matrix products are as fast as they get)."""
@@ -14,6 +16,10 @@ _ON_CPU = 16384
 _LEAST = 1024
 _SHARE = 0.7
 """Of the free memory; the rest is for logits, packs that wait and what the allocator cannot use."""
+_PACKS = 16
+"""Packs of rows that are answered together at most: a step reads all weights, and with some hundred rows in it reading
+them is no longer what it takes."""
+_PACKS_ON_CPU = 2
 _KEPT_SHARE = 0.05
 _KEPT_ON_CPU = 256 << 20
 
@@ -35,18 +41,35 @@ def bytes_per_token(config: Any) -> int:
     return max(language, tower)
 
 
-def pack_tokens(model: Any, device: torch.device) -> int:
+def pack_tokens(model: Any, device: torch.device, *, writes: bool = False) -> int:
     """The token budget of a pack for a model whose weights are on the device.
 
     Args:
         model: The transformers model.
         device: Where it is.
+        writes: Whether answers have free text, so that half of the memory is left to a cache.
     """
     if device.type != "cuda":
         return _ON_CPU
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return tokens_in(free, model.config)
+    return tokens_in(free // 2 if writes else free, model.config)
+
+
+def cache_tokens(model: Any, device: torch.device, pack: int) -> int:
+    """Tokens of rows under way that a cache has room for, two packs at least.
+
+    Args:
+        model: The transformers model, its weights on the device.
+        device: Where it is.
+        pack: Tokens of a pack, for which memory is left.
+    """
+    least = _PACKS_ON_CPU * pack
+    if device.type != "cuda":
+        return least
+    free, _ = torch.cuda.mem_get_info(device)
+    left = int(free * _SHARE) - pack * bytes_per_token(model.config)
+    return max(least, min(_PACKS * pack, left // cache_bytes(model.config, model.dtype)))
 
 
 def tokens_in(free: int, config: Any) -> int:

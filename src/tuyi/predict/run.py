@@ -16,9 +16,11 @@ from tuyi.encode.survey import OnBadRow, Survey, survey
 from tuyi.model.folder import FolderInfo
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.predict.engine import SizedRow
-from tuyi.predict.prediction import Prediction
+from tuyi.predict.limits import Cost, cost_of, keep_limits
+from tuyi.predict.prediction import Prediction, read_predictions
 from tuyi.predict.resume import resume, run_record
 from tuyi.predict.settings import PredictRun, PredictSettings
+from tuyi.task.answer import Free
 from tuyi.task.catalog import TaskSet
 
 __all__ = ["PredictRun", "PredictSettings", "PredictSummary", "predict"]
@@ -35,6 +37,7 @@ class PredictSummary:
         resumed: How many of them an earlier run had made.
         shortened: Rows that had to give something up to fit the token budget, of those made now.
         skipped: What is wrong with each row that was left out.
+        cost: What the dearest of all rows cost, as the file says; None where nothing is written and no limit set.
         seconds: Time spent predicting, model loading and compiling not counted.
         spent: Seconds of it by part, for one model on one device of this machine; empty otherwise.
     """
@@ -45,6 +48,7 @@ class PredictSummary:
     resumed: int
     shortened: int
     skipped: tuple[str, ...]
+    cost: Cost | None
     seconds: float
     spent: Mapping[str, float] = field(default_factory=dict)
 
@@ -62,7 +66,7 @@ def predict(
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> PredictSummary:
-    """Label every row of a data set by exact scoring of its task's labels.
+    """Answer every row of a data set: labels by exact scoring, free text as the answer format has it.
 
     Every row is looked at before the model is loaded. Predictions are appended to ``out`` as they are made; a run
     that was stopped goes on where it was when it is started again.
@@ -83,6 +87,8 @@ def predict(
         DataError: Rows that cannot be used, all counted.
         TaskError: The model has another task, or none and none is given.
         ModelError: The model cannot be loaded.
+        ConfigError: Limits that the answers of a task cannot keep to.
+        EngineError: An engine that fails, or a row that cost more than the limits allow.
         OutputError: ``out`` holds predictions of another model or data set.
     """
     from tuyi.model.load import load_frontend, peek
@@ -103,6 +109,11 @@ def predict(
                 )
     frontend = load_frontend(str(model), [text for one in tasks for text in one.wording])
     encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
+    limited = keep_limits(tasks, encoder, settings)
+    if limited != tasks:
+        for line in _shortened(tasks, limited):
+            tell(line)
+        tasks, encoder = limited, Encoder(frontend.tokenizer, frontend.spec, limited)
     run = run_record(str(model), str(data), tasks, info, settings)
     done = resume(out, run)
     rows = survey(
@@ -123,7 +134,23 @@ def predict(
             progress(len(done) + made, len(done) + len(rows))
         seconds = time.perf_counter() - started
         spent = engine.spent() if isinstance(engine, LocalEngine) else {}
-    return PredictSummary(out, tasks, len(done) + made, len(done), shortened, tuple(skipped), seconds, spent)
+    is_limited = settings.max_calls is not None or settings.max_output_tokens is not None
+    cost = None
+    if is_limited or any(one.answer.has_free for one in tasks):
+        cost = cost_of(read_predictions(out), settings)
+    return PredictSummary(out, tasks, len(done) + made, len(done), shortened, tuple(skipped), cost, seconds, spent)
+
+
+def _shortened(tasks: TaskSet, limited: TaskSet) -> Iterator[str]:
+    """What became of the free text of each task."""
+    for task, now in zip(tasks, limited):
+        pairs = [(one, other) for one, other in zip(task.answer.segments, now.answer.segments) if one != other]
+        for one, other in pairs:
+            if isinstance(one, Free) and isinstance(other, Free):
+                yield (
+                    f"{task.name}: {one.free} of at most {other.max_tokens} tokens instead of {one.max_tokens}, "
+                    "to keep to predict.max_output_tokens"
+                )
 
 
 def _sized(rows: Survey) -> Iterator[SizedRow]:

@@ -32,6 +32,10 @@ class PredictSettings(Settings):
     """Go on with fp8 although it changes more than 0.5 % of the labels of the rows that it is tried on."""
     compile: bool | None = None
     """Whether to compile the model's blocks; where not given, on a GPU for 1,000 rows and more."""
+    max_output_tokens: int | None = Field(default=None, gt=0)
+    """Most tokens that the answer of a row may have, terminator included; free text is shortened to keep to it."""
+    max_calls: int | None = Field(default=None, gt=0)
+    """Most calls of a model that a row may take; a run whose engine could need more is refused."""
     draft: bool = False
     """Decode large JPEGs at a fraction of their size: quicker, with other pixels than the model was taught with."""
     address: str | None = None

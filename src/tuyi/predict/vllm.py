@@ -6,8 +6,9 @@ Source: vLLM 0.25.0, ``v1/engine/async_llm.py``, ``sampling_params.py`` and ``re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Any
 
 from pydantic import Field
@@ -16,18 +17,19 @@ from tuyi.config import Settings
 from tuyi.data.example import Example
 from tuyi.encode.encoded import Asked
 from tuyi.encode.encoder import Encoder
-from tuyi.errors import ConfigError, EngineError, LabelError, ModelError
+from tuyi.errors import AnswerError, ConfigError, EngineError, ModelError, TuyiError
 from tuyi.model.folder import FolderInfo
 from tuyi.model.tiny import NAMES
-from tuyi.predict.asked import TokenBytes, predicted, spread, unpatchify
+from tuyi.predict.asked import Cost, TokenBytes, Written, answered, predicted, spread, unpatchify
 from tuyi.predict.decoded import END, Step
-from tuyi.predict.engine import SizedRow, closed_labels
+from tuyi.predict.engine import SizedRow
 from tuyi.predict.in_flight import answers_as_they_come, cancelled
 from tuyi.predict.prediction import Prediction
-from tuyi.task.labels import LabelSet
+from tuyi.predict.written import AnswerForm, WrongAnswerError
 
 __all__ = ["VllmEngine", "VllmSettings"]
 
+_ENDS = (END, b"<|endoftext|>")
 _OPTIONS = 64  # alternatives a token; those that the labels allow are first, for all others are masked
 
 
@@ -53,7 +55,7 @@ class VllmSettings(Settings):
 
 
 class VllmEngine:
-    """Asks vLLM for the label of each row, its answer constrained to the labels.
+    """Asks vLLM for the answer to each row, constrained to the form that the row's task asks for.
 
     Args:
         model: A model folder or hub id.
@@ -61,6 +63,8 @@ class VllmEngine:
         tokenizer: Of the same model.
         settings: How vLLM runs.
         info: Where the calibration temperatures come from.
+        skip: Called with what is wrong with a row that cannot be asked or is not answered; such a row stops everything
+            where not given.
 
     Raises:
         ConfigError: vLLM is not installed.
@@ -69,11 +73,12 @@ class VllmEngine:
     """
 
     def __init__(
-        self, model: str, encoder: Encoder, tokenizer: Any, settings: VllmSettings, *, info: FolderInfo | None = None
-    ) -> None:
+        self, model: str, encoder: Encoder, tokenizer: Any, settings: VllmSettings, *,
+        info: FolderInfo | None = None, skip: Callable[[TuyiError], None] | None = None,
+    ) -> None:  # fmt: skip
         if model in NAMES:
             raise ModelError(f"{model} is made on the spot; --engine vllm needs a model folder or a hub id")
-        self._encoder, self._settings, self._info = encoder, settings, info
+        self._encoder, self._settings, self._info, self._skip = encoder, settings, info, skip
         self._bytes = TokenBytes(tokenizer)
         self._loop = asyncio.new_event_loop()
         self._pool = ThreadPoolExecutor(settings.workers)
@@ -90,10 +95,10 @@ class VllmEngine:
 
         Raises:
             DataError: A row shows a video, which this engine does not send.
-            EngineError: vLLM died, or refuses a row.
-            ModelError: A row's task asks for more than a label.
+            AnswerError: vLLM refuses a row, or does not answer it as its task asks.
+            EngineError: vLLM died.
         """
-        return answers_as_they_come(self._loop, rows, self._answer, 2 * self._settings.in_flight)
+        return answers_as_they_come(self._loop, rows, self._answer, 2 * self._settings.in_flight, self._skip)
 
     def close(self) -> None:
         """Stop vLLM's processes."""
@@ -104,52 +109,72 @@ class VllmEngine:
             self._loop.close()
 
     async def _answer(self, row: Example) -> Prediction:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         asked, prompt = await self._loop.run_in_executor(self._pool, self._prepare, row)
-        labels = closed_labels(asked.task)
+        form = AnswerForm.of(asked.task)
+        cost = Cost()
+
+        async def write(start: str, left: AnswerForm) -> Written:
+            cost.calls += 1
+            name = row.id if cost.calls == 1 else f"{row.id} {cost.calls}"
+            ids = [*prompt["prompt_token_ids"], *self._bytes.tokens(start)]
+            one = await self._write(row.id, name, {**prompt, "prompt_token_ids": ids}, left)
+            cost.count(one)
+            return one
+
         async with self._requests:
             try:
-                # rendered first and in vLLM's threads: generate() would do it here and hold up every other row
-                (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
-                outputs = [output async for output in self._llm.generate(rendered, _sampling(labels), row.id)]
-            except EngineDeadError as error:
-                raise EngineError(f"vLLM died, see its messages above; last asked: id {row.id}") from error
-            except (ValueError, EngineGenerateError) as error:
-                said = str(error.__cause__ or error)[:300]
-                raise EngineError(f"id {row.id}: vLLM refused the row: {said}") from error
-        return self._read(asked, labels, outputs[-1])
+                answer = await answered(form, write)
+            except WrongAnswerError as error:
+                raise AnswerError(f"id {row.id}: vLLM's answer: {error}", row.id) from error
+        masses = spread(self._bytes.answers(form), answer) if form.labels else None
+        return predicted(asked, answer, masses, cost, self._info)
+
+    async def _write(self, row: str, name: str, prompt: dict[str, Any], form: AnswerForm) -> Written:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            # rendered first and in vLLM's threads: generate() would do it here and hold up every other row
+            (rendered,) = await self._llm.renderer.render_cmpl_async([prompt])
+            outputs = [output async for output in self._llm.generate(rendered, self._sampling(form), name)]
+        except EngineDeadError as error:
+            raise EngineError(f"vLLM died, see its messages above; last asked: id {row}") from error
+        except (ValueError, EngineGenerateError) as error:
+            said = str(error.__cause__ or error)[:300]
+            raise AnswerError(f"id {row}: vLLM refused the row: {said}", row) from error
+        answer = outputs[-1].outputs[0]
+        steps = self._steps(answer)
+        text = b"".join(step.chosen for step in steps if step.chosen not in _ENDS).decode(errors="replace")
+        is_cut = answer.finish_reason == "length"
+        return Written(text, steps, len(outputs[-1].prompt_token_ids), len(answer.token_ids), is_cut)
 
     def _prepare(self, row: Example) -> tuple[Asked, dict[str, Any]]:
         from PIL import Image as Pillow
 
         asked = self._encoder.ask(row)
-        closed_labels(asked.task)
         prompt: dict[str, Any] = {"prompt_token_ids": list(asked.ids)}
         if asked.pictures:
             pictures = [Pillow.fromarray(unpatchify(one, self._encoder.spec)) for one in asked.pictures]
             prompt["multi_modal_data"] = {"image": pictures}
         return asked, prompt
 
-    def _read(self, asked: Asked, labels: LabelSet, output: Any) -> Prediction:
-        answer = output.outputs[0]
-        steps = self._steps(answer)
-        text = b"".join(step.chosen for step in steps if step.chosen != END).decode(errors="replace")
-        try:
-            label = labels.canonical(text)
-        except LabelError as error:
-            raise EngineError(f"id {asked.id}: expected a label from vLLM, found {text[:200]!r}") from error
-        answers = self._bytes.answers(self._encoder.labels(asked.task))
-        masses = spread(answers, label, text, steps)
-        cost = {"tokens": len(output.prompt_token_ids), "calls": 1, "output_tokens": len(answer.token_ids)}
-        if cost["tokens"] != asked.tokens:
-            cost["tokens_expected"] = asked.tokens
-        return predicted(asked, masses.best if masses else label, masses, self._info, cost)
+    def _sampling(self, form: AnswerForm) -> Any:
+        """The likeliest answer of a form; room for the longest label, be it cut into single bytes."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        constraint = {"choice": list(form.spelled)} if form.answer.is_plain else {"regex": form.regex}
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=form.first_room(self._bytes.tokens),
+            logprobs=_OPTIONS if form.labels else None,
+            structured_outputs=None if form.is_open else StructuredOutputsParams(**constraint),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            detokenize=False,  # it would decode every alternative of every token, in the thread that all rows wait for
+        )
 
     def _steps(self, answer: Any) -> list[Step]:
         return [
             Step(self._bytes[token], {self._bytes[option]: found.logprob for option, found in options.items()})
-            for token, options in zip(answer.token_ids, answer.logprobs, strict=True)
+            for token, options in zip(answer.token_ids, answer.logprobs or repeat({}))
         ]
 
 
@@ -160,7 +185,7 @@ def _arguments(model: str, encoder: Encoder, settings: VllmSettings) -> dict[str
     return {
         "model": model,
         "dtype": "bfloat16",
-        "max_model_len": max(budget.max_tokens for budget in budgets) + 256,
+        "max_model_len": max(task.budget.max_tokens + AnswerForm.of(task).room for task in encoder.tasks) + 64,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "tensor_parallel_size": settings.tensor_parallel,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
@@ -198,17 +223,3 @@ async def _stop(llm: Any) -> None:
     """Stop vLLM's processes, and what it left running in the loop."""
     llm.shutdown()
     await cancelled()
-
-
-def _sampling(labels: LabelSet) -> Any:
-    """The likeliest answer among the labels; room for the longest one, be it cut into single bytes."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    return SamplingParams(
-        temperature=0.0,
-        max_tokens=max(len(name.encode()) for name in labels.names) + 1,
-        logprobs=_OPTIONS,
-        structured_outputs=StructuredOutputsParams(choice=list(labels.names)),
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,  # it would decode every alternative of every token, in the thread that all rows wait for
-    )

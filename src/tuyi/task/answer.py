@@ -6,10 +6,11 @@ The same object renders the training target and drives decoding, so the two cann
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
 from typing import Literal as Const
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = ["ANSWERS", "AnswerFormat", "Choice", "Free", "Literal", "Segment"]
 
@@ -71,10 +72,30 @@ class AnswerFormat(BaseModel):
     model_config = ConfigDict(frozen=True)
     segments: tuple[Segment, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _once(self) -> AnswerFormat:
+        named = [segment.free if isinstance(segment, Free) else "label" for segment in self.segments]
+        named = [name for name, segment in zip(named, self.segments) if not isinstance(segment, Literal)]
+        if twice := sorted(name for name in set(named) if named.count(name) > 1):
+            raise ValueError(f"expected {twice[0]} once, found it {named.count(twice[0])} times")
+        if any(isinstance(one, Free) and isinstance(other, Free) for one, other in pairwise(self.segments)):
+            raise ValueError("expected something between two free texts, found nothing; put a literal there")
+        return self
+
     @property
     def has_choice(self) -> bool:
         """Whether the answer contains a label of a closed set."""
         return any(isinstance(segment, Choice) for segment in self.segments)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether the model writes some of the answer; what is certain once the label is known needs no decoding."""
+        return any(isinstance(segment, Free) for segment in self.segments)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer is what the model writes, whatever stands around it."""
+        return any(isinstance(segment, Free) and segment.free == "answer" for segment in self.segments)
 
     @property
     def is_plain(self) -> bool:
@@ -96,17 +117,26 @@ class AnswerFormat(BaseModel):
         Raises:
             ValueError: A rationale is needed and missing.
         """
-        return "".join(self._text(segment, label, rationale) for segment in self.segments)
+        return "".join(self.texts(label, rationale))
+
+    def texts(self, label: str, rationale: str | None = None) -> tuple[str, ...]:
+        """The same, segment by segment; a label inside a JSON answer is written as the inside of a JSON string."""
+        in_json = any(isinstance(segment, Free) and segment.in_json for segment in self.segments)
+        spelled = json.dumps(label, ensure_ascii=False)[1:-1] if in_json else label
+        return tuple(
+            spelled if isinstance(segment, Choice) else self._text(segment, label, rationale)
+            for segment in self.segments
+        )
 
     @staticmethod
-    def _text(segment: Segment, label: str, rationale: str | None) -> str:
+    def _text(segment: Literal | Free, label: str, rationale: str | None) -> str:
         if isinstance(segment, Literal):
             return segment.literal
-        if isinstance(segment, Choice):
-            return label
         value = label if segment.free == "answer" else rationale
         if value is None:
-            raise ValueError("the answer format has a rationale, the row has none; add one or use answer: label")
+            raise ValueError(
+                "the answer format has a rationale, the row has none; add one (`tuyi rationalize`) or use answer: label"
+            )
         return json.dumps(value, ensure_ascii=False)[1:-1] if segment.in_json else value
 
 

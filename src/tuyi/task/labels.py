@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
@@ -88,6 +89,26 @@ class LabelSet(BaseModel):
         near = self.nearest(text)
         hint = f"; the nearest is {near!r}" if near else ""
         raise LabelError(f"label {text!r} is not one of the task's {len(self)} labels{hint}")
+
+    def distribution(self, soft: Mapping[str, float]) -> tuple[float, ...]:
+        """Probabilities of all labels, in their order, brought to a sum of 1.
+
+        Args:
+            soft: Labels in any spelling with their probabilities; those that are missing count 0.
+
+        Raises:
+            LabelError: A label is none of the set, or stands there in two spellings.
+        """
+        found = dict.fromkeys(self.names, 0.0)
+        given: set[str] = set()
+        for text, share in soft.items():
+            label = self.canonical(text)
+            if label in given:
+                raise LabelError(f"soft labels: {label!r} stands there twice, as {text!r} too; give it one probability")
+            given.add(label)
+            found[label] = share
+        total = sum(found.values())
+        return tuple(share / total for share in found.values())
 
     def nearest(self, text: str) -> str | None:
         """The label most like ``text``, or None where nothing is alike."""

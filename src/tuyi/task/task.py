@@ -97,6 +97,8 @@ class Task(BaseModel):
             raise ValueError("labels: the answer format asks for a label, the task lists none")
         if not self.answer.has_choice and self.labels is not None:
             raise ValueError("answer: the task lists labels, the answer format never asks for one")
+        if not self.answer.has_choice and not self.answer.is_open:
+            raise ValueError("answer: expected choice: label, or free: answer for an open task, found neither")
         if self.turn is not None:
             try:
                 re.compile(self.turn)
@@ -141,6 +143,11 @@ class Task(BaseModel):
     @cached_property
     def _turn_pattern(self) -> re.Pattern[str] | None:
         return re.compile(self.turn) if self.turn else None
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the earlier answers of a conversation are answers of this task too, and learned with the last."""
+        return self.labels is None
 
     def target(self, example: Example) -> str | None:
         """The answer that a labelled row teaches, in the task's own spelling; None for an unlabelled row.

@@ -147,7 +147,9 @@ def _levels(config: Any) -> int:
     return 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
 
 
-def activations(config: Any, settings: TrainSettings, size: int, *, checkpointing: bool) -> Kept:
+def activations(
+    config: Any, settings: TrainSettings, size: int, *, checkpointing: bool, branches: bool = False
+) -> Kept:
     """Activations of a run.
 
     Args:
@@ -155,18 +157,23 @@ def activations(config: Any, settings: TrainSettings, size: int, *, checkpointin
         settings: How to train, everything filled in.
         size: Bytes of a number.
         checkpointing: Whether blocks are computed twice.
+        branches: Whether label branches stand behind prompts.
     """
     assert settings.freeze is not None, "settings are resolved first"
     language, tower, vision = language_block(config), tower_block(config), config.vision_config
     layers: int = config.text_config.num_hidden_layers
     compiled, levels = bool(settings.compile), _levels(config)
     whole, passing = _block(language, settings, size), language.passing(size, compiled=compiled)
+    if branches:
+        whole += 4 * size * language.queries  # their keys and values again, and what they are worth
     if checkpointing:
         token, passing = layers * size * language.width, whole + passing
     else:
         # the last block's MLP runs at the kept positions only
         token = layers * whole - language.mlp(size, compiled=compiled)
-    token += size * (2 + 2 * levels) * language.width  # embeddings, features put in their places, the last norm
+    # embeddings, features put in their places, the last norm; beside adapters, whose embeddings learn nothing, the
+    # gradient of what the first block gets, and what its norm keeps for that
+    token += size * (2 + 3 * (settings.method != "full") + 2 * levels) * language.width
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
     patch = 2 * pixels  # of packs that wait
     seeing = size * (3 * tower.inner + 12 * tower.width + pixels)  # forward, at the widest point
@@ -185,6 +192,4 @@ def _block(block: Block, settings: TrainSettings, size: int) -> int:
     kept = block.mlp(size, compiled=compiled) + block.rest(size, compiled=compiled)
     if settings.method != "full":
         kept += block.adapters(size, settings)
-    if settings.label_smoothing and not block.joint:
-        kept += 4 * size * block.queries  # keys and values again for the label branches, and for what they are worth
     return kept

@@ -16,6 +16,7 @@ from tuyi.task.task import Task
 from tuyi.train.claim import RECORD, claim
 from tuyi.train.fit import Fitting
 from tuyi.train.process import first_process
+from tuyi.train.reasons import label_task
 from tuyi.train.settings import TrainSettings
 from tuyi.train.single import TrainSummary, free_memory, train_single
 from tuyi.train.taught import teach
@@ -57,7 +58,7 @@ def train_apart(given: Fitting, record: dict[str, Any]) -> TrainSummary:
     from rich.console import Console
 
     members = _members(given)
-    teach(given.rows, given.encoder, given.settings)  # what does not fit is said before hours have gone by
+    teach(given.rows, given.lessons, given.settings)  # what does not fit is said before hours have gone by
     for member in members:
         asked = {"tasks": member.encoder.tasks, "settings": member.settings}
         own = {name: value.model_dump(mode="json") for name, value in asked.items()}
@@ -88,7 +89,7 @@ def train_apart(given: Fitting, record: dict[str, Any]) -> TrainSummary:
 def _members(given: Fitting) -> list[Fitting]:
     """The runs of the tasks that have rows, in the order of the set; each has a task set of one."""
     tasks, settings = given.encoder.tasks, given.settings
-    rows = _by_task(given.rows, tasks)
+    rows = _by_task(given.rows, given.lessons.tasks)
     valid = _by_task(given.valid, tasks) if given.valid is not None else {}
     if len(rows) == 1:
         raise ConfigError(f"train.apart needs rows of several tasks, all rows are of {next(iter(rows))}; leave it out")
@@ -103,7 +104,8 @@ def _members(given: Fitting) -> list[Fitting]:
     return [
         replace(
             given,
-            encoder=Encoder(given.frontend.tokenizer, given.frontend.spec, TaskSet(name=task.name, tasks=(task,))),
+            encoder=_encoder(given, task, tasks),
+            lessons=_encoder(given, task, given.lessons.tasks),
             rows=rows[task.name],
             valid=valid.get(task.name),
             settings=_own(settings, task),
@@ -114,11 +116,17 @@ def _members(given: Fitting) -> list[Fitting]:
     ]
 
 
+def _encoder(given: Fitting, task: Task, tasks: TaskSet) -> Encoder:
+    """An encoder of one task, and of the question for its reasons where there is one."""
+    own = tuple(one for one in tasks if label_task(one) == task.name)
+    return Encoder(given.frontend.tokenizer, given.frontend.spec, TaskSet(name=task.name, tasks=own))
+
+
 def _by_task(rows: Survey, tasks: TaskSet) -> dict[str, Survey]:
-    """The rows of each task that has any."""
+    """The rows of each task that has any, with those that ask for its reasons."""
     found: dict[str, Survey] = {}
     for index, row in enumerate(rows.rows):
-        name = tasks.of(row).name
+        name = label_task(tasks.of(row))
         if name not in found:
             found[name] = Survey(RowStore(), array("l"), array("l"), array("l"), array("d"), ())
         part = found[name]
@@ -147,7 +155,7 @@ def _earlier(member: Fitting) -> TrainSummary:
     settings = TrainSettings.model_validate(info.settings)
     return TrainSummary(
         out=member.out,
-        steps=teach(member.rows, member.encoder, settings).plan.steps,
+        steps=teach(member.rows, member.lessons, settings).plan.steps,
         rows=len(member.rows),
         rows_done=0,
         skipped=(),

@@ -183,7 +183,8 @@ class OnHost(_Room):
                     part.copy_(level, non_blocking=True)
                 self._stream.synchronize()
         except (RuntimeError, OSError) as error:
-            self._end(TrainingError(f"no memory to keep visual features in ({first_line(error)}); set train.keep=none"))
+            why = f"no memory to keep visual features in ({first_line(error)}); set train.keep_features=none"
+            self._end(TrainingError(why))
             return
         with self._changed:
             self._places[key] = place

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import count as numbers
 
 import numpy as np
@@ -13,12 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from tuyi.data.example import Image
+from tuyi.encode.answer import LabelTokens
 from tuyi.encode.encoded import Encoded, Media
 from tuyi.encode.encoder import Encoder, Look
-from tuyi.encode.pack import pack
+from tuyi.encode.pack import Pack, pack
 from tuyi.model.ahead import Ahead, Coming
 from tuyi.model.forward import Batch, to_device
 from tuyi.train.features import Features, Fetched
+from tuyi.train.settings import SoftSettings
+from tuyi.train.shares import Share, answer_apart, whole_answers
+from tuyi.train.soft import SoftTargets, soft_targets
 from tuyi.train.steps import Steps
 from tuyi.vision.augment import Augment
 from tuyi.vision.patches import image_patches
@@ -35,22 +39,25 @@ class Lesson:
     """What is taught beside the rows themselves.
 
     Args:
-        shares: For each row the distribution over its task's labels that it is taught; None for its answer alone.
+        shares: For each row what it is taught about its task's labels; None for its answer alone.
+        soft: How a teacher's distribution is learned.
         augment: How pictures are changed.
         seed: Of these changes.
     """
 
-    shares: Sequence[NDArray[np.float32]] | None = None
+    shares: Sequence[Share | None] | None = None
+    soft: SoftSettings = field(default_factory=SoftSettings)
     augment: Augment | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ready:
-    """A pack on the device, and the visual features that are known."""
+    """A pack on the device, the visual features that are known, and what a teacher says of its rows."""
 
     batch: Batch
     kept: Fetched | None
+    soft: SoftTargets | None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -88,6 +95,7 @@ class Feed:
         self._next: int | None = None
         self._encoded: dict[int, Encoded] = {}
         self._room = _CACHE_BYTES
+        self._labels = cache(self._labels_of)
         self._keeps_pixels = pool is None and features is None and self._lesson.augment is None
 
     def packs(self, step: int) -> Iterator[tuple[Ready, bool]]:
@@ -146,9 +154,7 @@ class Feed:
         if row in self._encoded:
             return self._encoded[row]
         example = self._steps.rows.rows[row]
-        encoded = self._encoder.encode(
-            example, labelled=self._lesson.shares is None, look=self._changed(look, row, epoch)
-        )
+        encoded = self._encoder.encode(example, labelled=self._share(row) is None, look=self._changed(look, row, epoch))
         encoded = replace(encoded, weight=self._steps.weights[row])
         if self._keeps_pixels:
             self._remember(row, encoded)
@@ -180,16 +186,38 @@ class Feed:
         # rows lie sorted by length, since dense attention computes neighbours of equal length together
         order = sorted(range(len(encoded)), key=lambda at: len(encoded[at]))
         encoded, rows = [encoded[at] for at in order], [rows[at] for at in order]
-        if self._lesson.shares is None:
-            packed = pack(encoded, known=known)
-        else:
-            tasks = self._encoder.tasks
-            labels = [self._encoder.labels(tasks[one.task]) for one in encoded]
-            packed = pack(encoded, labels, known, [self._lesson.shares[row] for row in rows])
+        packed, soft = self._packed(rows, encoded, known)
         visuals = [visual for visual in (packed.images, packed.videos) if visual is not None]
         used = [key for visual in visuals for key, _ in visual.known]
         kept = None if self._features is None else self._features.fetch(used)
-        return Ready(to_device(packed, self._encoder.spec, self._ahead.device, always_see=self._always_see), kept)
+        batch = to_device(packed, self._encoder.spec, self._ahead.device, always_see=self._always_see)
+        return Ready(batch, kept, soft)
+
+    def _share(self, row: int) -> Share | None:
+        """What a row is taught about its labels."""
+        return None if self._lesson.shares is None else self._lesson.shares[row]
+
+    def _packed(
+        self, rows: Sequence[int], encoded: list[Encoded], known: Container[bytes]
+    ) -> tuple[Pack, SoftTargets | None]:
+        """The pack of rows with their answers, or with their labels where some are taught about them."""
+        shares = [self._share(row) for row in rows]
+        if all(share is None for share in shares):
+            return pack(encoded, known=known), None
+        prompts: list[Encoded] = []
+        labels: list[LabelTokens] = []
+        hard: list[NDArray[np.float32]] = []
+        for one, share in zip(encoded, shares):
+            prompt, answer = answer_apart(one) if share is None else (one, self._labels(one.task))
+            prompts.append(prompt)
+            labels.append(answer)
+            hard.append(np.ones(1, np.float32) if share is None else share.hard)
+        packed = pack(prompts, labels, known, hard)
+        teachers = [None if share is None else share.teacher for share in shares]
+        return packed, soft_targets(packed, teachers, self._lesson.soft, self._ahead.device)
+
+    def _labels_of(self, task: str) -> LabelTokens:
+        return whole_answers(self._encoder, self._encoder.tasks[task])
 
     def _with_keys(self, row: int, encoded: Encoded, features: Features) -> Encoded:
         """The row, its pictures under the keys by which their features are kept."""

@@ -14,6 +14,7 @@ from tuyi.errors import ConfigError
 from tuyi.model.load import Frontend
 from tuyi.model.tiny import NAMES
 from tuyi.train.arguments import resolve, training_arguments
+from tuyi.train.disk import check_disk
 from tuyi.train.plan import Plan
 from tuyi.train.process import check_alike, check_shares, rank_and_world
 from tuyi.train.settings import TrainSettings
@@ -31,6 +32,7 @@ class Fitting:
 
     Args:
         frontend, encoder: Of the model to train.
+        lessons: An encoder whose tasks are those that the rows to learn ask, questions for reasons among them.
         rows: What to learn.
         valid: What to score along the way.
         settings: How.
@@ -41,6 +43,7 @@ class Fitting:
 
     frontend: Frontend
     encoder: Encoder
+    lessons: Encoder
     rows: Survey
     valid: Survey | None
     settings: TrainSettings
@@ -74,6 +77,7 @@ def fit(given: Fitting) -> Fitted:
 
     Raises:
         ConfigError: Settings that do not go together.
+        OutputError: The disk has no room for the run's checkpoints.
         TrainingError: The loss stopped being a number, or rose far above its beginning.
     """
     import torch
@@ -89,14 +93,23 @@ def fit(given: Fitting) -> Fitted:
     gpu = torch.cuda.is_available()
     settings = resolve(given.settings, builtin=given.frontend.name in NAMES, gpu=gpu)
     console = given.console or Console(quiet=True)
-    taught = teach(given.rows, given.encoder, settings)
+    taught = teach(given.rows, given.lessons, settings)
     checkpoints = given.out / "checkpoints"
     arguments = training_arguments(settings, checkpoints, taught.plan.steps, validated=given.valid is not None, gpu=gpu)
     check_shares(given.rows, taught.plan, settings)
     learner = make_learner(given.frontend, settings, str(arguments.device), rows=len(given.rows))
     console.print(_headline(given, learner, taught.plan), highlight=False)
+    if rank_and_world()[0] == 0:
+        check_disk(
+            given.out,
+            learner.settings,
+            learning=learner.learning,
+            everything=learner.everything,
+            saves=-(-taught.plan.steps // int(arguments.save_steps)),
+            keeps_best=bool(arguments.load_best_model_at_end),
+        )
     with open_line(given, taught, learner, gpu=gpu) as line:
-        for told in (*learner.told, *line.told):
+        for told in (*taught.told, *learner.told, *line.told):
             console.print(told, highlight=False, markup=False)
         log = given.out / "loss.jsonl"
         teller = Teller(log, line.steps, console)

@@ -71,8 +71,8 @@ def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) ->
         if gpu:
             pool = closing.enter_context(PicturePool(settings.workers, _ARENA, pin=device.type == "cuda"))
         feed = Feed(
-            steps, given.encoder, device, workers=settings.workers, pool=pool,
-            lesson=Lesson(taught.shares, settings.augment, settings.seed), features=kept.features,
+            steps, given.lessons, device, workers=settings.workers, pool=pool,
+            lesson=Lesson(taught.shares, settings.soft, settings.augment, settings.seed), features=kept.features,
             # sharded weights are gathered by all processes or by none; learning ones need a gradient everywhere
             always_see=learner.tower_learns or settings.deepspeed is not None,
         )  # fmt: skip
@@ -96,6 +96,7 @@ def _choose(given: Fitting, taught: Taught, learner: Learner, world: int, taken:
         learning=learner.learning,
         everything=learner.everything,
         sharding=Sharding.of(settings, world, zero),
+        branches=taught.shares is not None,
     )
     if need.host:
         check_host(need, free_bytes(torch.device("cpu")), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tuyi.model.log_probs import MOST_LOGITS
 from tuyi.train.activations import Kept, activations, language_block, tower_weights
 from tuyi.train.settings import TrainSettings
 
-__all__ = ["Need", "Sharding", "estimate", "free_bytes", "gigabytes"]
+__all__ = ["MOST_LOGIT_BYTES", "Need", "Sharding", "estimate", "free_bytes", "gigabytes"]
 
 _WORKSPACE = 1 << 30
 """What libraries take for themselves: cuBLAS, cuDNN, NCCL, compiled kernels."""
@@ -18,8 +19,10 @@ _GATHERED = 1_000_000_000
 """Most weights that lie whole at a time where they are spread, buckets included (DeepSpeed's defaults)."""
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in NF4 with quantised constants: one byte for 64 weights, four for 256 of these bytes."""
-_LOGIT = 18
-"""Bytes of a logit: itself, its log-softmax and the gradients of both in float32, the last once more in 16 bits."""
+_LOGIT = 8
+"""Bytes of a logit that is held: itself in float32, and its exponential while they are added up."""
+MOST_LOGIT_BYTES = _LOGIT * MOST_LOGITS
+"""Most bytes of logits that are held at a time."""
 _SPREAD = (
     "several GPUs with train.fsdp=true, or host memory too with train.deepspeed=examples/deepspeed/zero3-offload.json"
 )
@@ -70,7 +73,8 @@ class Need:
         weights, gradients, optimizer: On the device.
         host: Of these, what lies in host memory instead.
         plain, checkpointed: Activations without and with gradient checkpointing.
-        head: Of a position whose next token is learned.
+        head: Of a position whose next token is learned, logits left out.
+        vocabulary: Logits of such a position.
         fixed: The rest.
         remedies: Settings that would make the first three smaller, each with the bytes that it spares; 0 where that
             depends on what is not known here.
@@ -83,6 +87,7 @@ class Need:
     plain: Kept
     checkpointed: Kept
     head: int
+    vocabulary: int
     fixed: int
     remedies: tuple[tuple[str, int], ...] = ()
 
@@ -100,7 +105,8 @@ class Need:
             checkpointing: Whether blocks are computed twice.
         """
         part = self.checkpointed if checkpointing else self.plain
-        language = part.token * tokens + np.maximum(part.token_passing * tokens, self.head * kept)
+        head = self.head * kept + _LOGIT * np.minimum(self.vocabulary * kept, MOST_LOGITS)
+        language = part.token * tokens + np.maximum(part.token_passing * tokens, head)
         # while patches pass, the language model's activations are not there yet, or there no more
         return part.patch * patches + np.maximum(language, part.patch_passing * patches)
 
@@ -129,8 +135,9 @@ def gigabytes(size: float) -> str:
 
 
 def estimate(
-    config: Any, settings: TrainSettings, *, learning: int, everything: int, sharding: Sharding | None = None
-) -> Need:
+    config: Any, settings: TrainSettings, *, learning: int, everything: int, sharding: Sharding | None = None,
+    branches: bool = False,
+) -> Need:  # fmt: skip
     """The memory that one process of a run needs.
 
     Args:
@@ -138,6 +145,7 @@ def estimate(
         settings: How to train, everything filled in.
         learning, everything: Numbers of weights.
         sharding: How they lie over processes; whole on each where not given.
+        branches: Whether label branches stand behind prompts.
     """
     assert settings.freeze is not None, "settings are resolved first"
     assert settings.precision is not None, "settings are resolved first"
@@ -151,9 +159,11 @@ def estimate(
         gradients=gradients,
         optimizer=optimizer,
         host=host,
-        plain=activations(config, settings, size, checkpointing=False),
-        checkpointed=activations(config, settings, size, checkpointing=True),
-        head=_LOGIT * text.vocab_size + 3 * size * text.intermediate_size,
+        plain=activations(config, settings, size, checkpointing=False, branches=branches),
+        checkpointed=activations(config, settings, size, checkpointing=True, branches=branches),
+        # the last MLP; hidden states, their gradient in float32, and a slice's part of it
+        head=3 * size * text.intermediate_size + (2 * size + 4) * text.hidden_size,
+        vocabulary=text.vocab_size,
         # the head's gradient is the largest, and there before the activations are gone
         fixed=_WORKSPACE + (size * text.vocab_size * text.hidden_size if head_learns else 0),
         remedies=_remedies(config, settings, learning, sharding),

@@ -10,28 +10,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import Survey
 from tuyi.errors import ConfigError
 from tuyi.task.catalog import TaskSet
 from tuyi.task.task import Task
+from tuyi.train.reasons import ReasonTask
 from tuyi.train.settings import TrainSettings
 
-__all__ = ["Answers", "Draw", "Order", "order_of", "read_answers", "weights_of"]
+__all__ = ["Answers", "Draw", "Order", "order_of", "read_answers", "weights_of", "weights_with_reasons"]
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What each row asks and answers, as numbers.
+    """What each row asks and answers, as numbers. A row that asks for a reason goes with the label that it explains.
 
     Args:
         tasks: int64, shape (n,): the row's task, by its place in the task set.
         labels: int64, shape (n,): the row's label, by its place among the task's labels; -1 in an open task.
+        reasons: bool, shape (n,): the rows that ask for the reason.
+        soft: By row number, float64, shape (L,), summing to 1: a teacher's distribution over the L labels.
     """
 
     tasks: NDArray[np.int64]
     labels: NDArray[np.int64]
+    reasons: NDArray[np.bool_]
+    soft: Mapping[int, NDArray[np.float64]]
 
     def asked(self, tasks: TaskSet) -> list[tuple[int, Task]]:
         """The tasks that have rows, with their places."""
@@ -39,16 +45,23 @@ class Answers:
 
 
 def read_answers(rows: Survey, tasks: TaskSet) -> Answers:
-    """Tasks and labels of all rows, in one pass over them."""
+    """Tasks, labels and soft labels of all rows, in one pass over them."""
     numbers = {task.name: number for number, task in enumerate(tasks)}
     places = {task.name: {name: at for at, name in enumerate(task.labels.names)} for task in tasks if task.labels}
-    found = Answers(np.empty(len(rows), np.int64), np.full(len(rows), -1, np.int64))
+    soft: dict[int, NDArray[np.float64]] = {}
+    count = len(rows)
+    found = Answers(np.empty(count, np.int64), np.full(count, -1, np.int64), np.zeros(count, bool), soft)
     for index, row in enumerate(rows.rows):
         task = tasks.of(row)
+        label = row.label
+        if isinstance(task, ReasonTask):
+            task, label, found.reasons[index] = tasks[task.explains], row.rationale, True
         found.tasks[index] = numbers[task.name]
         if task.labels is not None:
-            assert row.label is not None, "a survey for training has labelled rows alone"
-            found.labels[index] = places[task.name][task.labels.canonical(row.label)]
+            assert label is not None, "a survey for training has labelled rows alone"
+            found.labels[index] = places[task.name][task.labels.canonical(label)]
+            if row.soft is not None:
+                soft[index] = np.asarray(task.labels.distribution(row.soft))
     return found
 
 
@@ -169,13 +182,37 @@ def weights_of(rows: Survey, answers: Answers, tasks: TaskSet, settings: TrainSe
         mine = answers.tasks == number
         labels = answers.labels[mine]
         if given is None:
-            counts = np.bincount(labels)
-            factors[mine] = len(labels) / (np.count_nonzero(counts) * counts[labels])
+            counts = np.bincount(labels[~answers.reasons[mine]], minlength=labels.max() + 1)
+            factors[mine] = counts.sum() / (np.count_nonzero(counts) * counts[labels])
         else:
             assert task.labels is not None
             each = np.asarray([given.get((task.name, name), 1.0) for name in task.labels.names])
             factors[mine] = each[labels]
     return array("d", np.asarray(rows.weights) * factors)
+
+
+def weights_with_reasons(
+    weights: array[float], rows: Survey, answers: Answers, encoder: Encoder, weight: float | None
+) -> array[float]:
+    """Weights in the loss, those of reasons such that the mean loss of a reason's tokens counts λ times what the mean
+    loss of its label's tokens does: w λ n_label / n_reason.
+
+    Args:
+        weights: As if each answer token counted the same.
+        rows, answers, encoder: Of the run.
+        weight: λ.
+    """
+    if not answers.reasons.any():
+        return weights
+    assert weight is not None, "without it there are no reasons"
+    found = np.asarray(weights).copy()
+    for number, task in answers.asked(encoder.tasks):
+        if task.labels is not None:
+            mine = answers.reasons & (answers.tasks == number)
+            taught = (encoder.answers(task).taught(name, None) for name in task.labels.names)
+            lengths = np.asarray([len(ids) for ids in taught])[answers.labels[mine]]
+            found[mine] *= weight * lengths / np.asarray(rows.supervised)[mine]
+    return array("d", found)
 
 
 def _by_label(tasks: TaskSet, weights: Mapping[str, float]) -> dict[tuple[str, str], float]:

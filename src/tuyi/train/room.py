@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuyi.encode.survey import Survey
 from tuyi.errors import ConfigError
-from tuyi.train.memory import Need, gigabytes
+from tuyi.train.memory import MOST_LOGIT_BYTES, Need, gigabytes
 from tuyi.train.settings import TrainSettings
 
 __all__ = ["Choice", "Rows", "check_host", "choose", "sizes_of"]
@@ -71,10 +71,13 @@ class _Fit:
     row: int
     row_bytes: int
     rate: float
+    rate_beside_logits: float
 
     def bytes(self, pack_tokens: int) -> int:
         """Most that a pack of so many tokens needs beside what rests: as if all its rows were the worst."""
-        return max(int(self.rate * pack_tokens), self.row_bytes)
+        # however many logits there are, only so many are held
+        held = int(self.rate_beside_logits * pack_tokens) + MOST_LOGIT_BYTES
+        return max(min(int(self.rate * pack_tokens), held), self.row_bytes)
 
 
 def sizes_of(rows: Survey, tokens: Sequence[int] | Numbers, settings: TrainSettings, *, world: int = 1) -> Rows:
@@ -140,11 +143,13 @@ def _fit(need: Need, room: int, rows: Rows, cap: int, checkpointing: bool) -> _F
     bytes_N = need.passing(rows.tokens, rows.patches, rows.kept, checkpointing=checkpointing)
     # no pack needs more than its tokens times this, as no pack needs more than its rows one by one
     rate = float((bytes_N / rows.tokens).max())
-    tokens = min(cap, int(max(room, 0) / rate))
+    beside_N = replace(need, vocabulary=0).passing(rows.tokens, rows.patches, rows.kept, checkpointing=checkpointing)
+    beside = float((beside_N / rows.tokens).max())
+    tokens = min(cap, int(max(room / rate, (room - MOST_LOGIT_BYTES) / beside, 0)))
     if _ROUND < tokens < cap:
         tokens -= tokens % _ROUND
     row = int(bytes_N.argmax())
-    return _Fit(checkpointing, max(tokens, 1), int(bytes_N[row]) <= room, row, int(bytes_N[row]), rate)
+    return _Fit(checkpointing, max(tokens, 1), int(bytes_N[row]) <= room, row, int(bytes_N[row]), rate, beside)
 
 
 def _why(chosen: int, total: int, free: int, fits: list[_Fit], fit: _Fit, rows: Rows) -> str:

@@ -17,8 +17,10 @@ from tuyi.errors import ConfigError, DataError, TuyiError
 from tuyi.model.folder import need_one_model
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.model.tiny import NAMES
+from tuyi.task.answer import AnswerFormat, Choice
 from tuyi.task.catalog import TaskSet
 from tuyi.train.claim import claim, release
+from tuyi.train.reasons import ReasonTask, lessons, need_reasons, with_reasons
 from tuyi.train.settings import TrainSettings
 from tuyi.train.single import TrainSummary, train_single
 
@@ -76,6 +78,7 @@ def train(
     tasks = with_budget(choose_tasks(model, info, task), budget)
     if settings.apart:
         check_apart(tasks)
+    taught = with_reasons(tasks, settings.reasons)
     record = {
         "data": str(data),
         "valid": str(valid) if valid else None,
@@ -85,16 +88,18 @@ def train(
     }
     claim(out, record, resume)
     try:
-        texts = _texts(scan(data, options), tasks) if model in NAMES else ()
+        texts = _texts(scan(data, options), taught) if model in NAMES else ()
         frontend = load_frontend(model, texts)
-        encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
-        rows = _look(scan(data, options), encoder, on_bad_row, data)
-        checked = _look(scan(valid, options), encoder, on_bad_row, valid) if valid else None
-        if checked is not None and any(not one.answer.is_plain for one in tasks):
-            raise ConfigError(
-                "validation by label scoring needs tasks that answer with a label alone; leave --valid out"
-            )
-        given = Fitting(frontend, encoder, rows, checked, settings, out, resume, console)
+        encoder, learned = (Encoder(frontend.tokenizer, frontend.spec, one) for one in (tasks, taught))
+        rows = _look(lessons(scan(data, options), tasks, settings.reasons), learned, on_bad_row, data)
+        need_reasons(rows, taught, settings.reasons)
+        checked = None
+        if valid:
+            if any(one.labels is None for one in tasks):
+                raise ConfigError("validation scores labels, and an open task has none; leave --valid out")
+            labelled = Encoder(frontend.tokenizer, frontend.spec, _with_labels_alone(tasks))
+            checked = _look(scan(valid, options), labelled, on_bad_row, valid)
+        given = Fitting(frontend, encoder, learned, rows, checked, settings, out, resume, console)
         with no_progress_bars():
             return train_apart(given, record) if settings.apart else train_single(given)
     except TuyiError:
@@ -109,11 +114,20 @@ def _look(rows: Iterable[Example | Problem], encoder: Encoder, on_bad_row: OnBad
     return found
 
 
+def _with_labels_alone(tasks: TaskSet) -> TaskSet:
+    """The same tasks without reasons: rows that are only scored need none."""
+    plain = AnswerFormat(segments=(Choice(),))
+    return tasks.model_copy(update={"tasks": tuple(one.model_copy(update={"answer": plain}) for one in tasks)})
+
+
 def _texts(rows: Iterable[Example | Problem], tasks: TaskSet) -> Iterator[str]:
     """What a built-in model's tokenizer is learned from."""
     for task in tasks:
         yield from task.wording
         yield from task.labels.names if task.labels else ()
+    explained = any(task.answer.needs_rationale or isinstance(task, ReasonTask) for task in tasks)
     for row in islice((row for row in rows if isinstance(row, Example)), _TOKENIZER_ROWS):
         yield from (part.text for part in row.parts if isinstance(part, Text))
         yield row.label or ""
+        if explained:
+            yield row.rationale or ""

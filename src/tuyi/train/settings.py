@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuyi.config import Settings
 from tuyi.data.options import ReadOptions
 from tuyi.vision.augment import Augment
 
-__all__ = ["Freeze", "LoraSettings", "TrainRun", "TrainSettings"]
+__all__ = ["Freeze", "LoraSettings", "ReasonSettings", "SoftSettings", "TrainRun", "TrainSettings"]
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -41,6 +42,35 @@ class LoraSettings(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     rslora: bool = False
     """Whether they count alpha / √rank instead of alpha / rank (arXiv 2312.03732)."""
+
+
+class SoftSettings(Settings):
+    """How rows with a teacher's distribution over the labels learn from it (arXiv 1503.02531)."""
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of the divergence to the teacher in the loss of such a row; the rest is the cross-entropy of its label."""
+    temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Both distributions are made flatter by this, so that unlikely labels count; 1 leaves them as they are."""
+
+
+class ReasonSettings(Settings):
+    """How rationales are learned in rows of their own beside the plain labels (arXiv 2305.02301)."""
+
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What a row's reason counts beside its label; rationales are not learned where not given."""
+    prompt: str | None = None
+    """How the reason is asked for, with ``{content}`` for the row; in the language of the task where not given."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _holds_content(cls, prompt: str | None) -> str | None:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(prompt or "{content}") if field is not None]
+        except ValueError:
+            fields = []
+        if fields != ["content"]:
+            raise ValueError(f"expected {{content}} once and no other braces, found {prompt!r}")
+        return prompt
 
 
 class TrainSettings(Settings):
@@ -81,6 +111,10 @@ class TrainSettings(Settings):
     """Factors on the loss of rows, by label, 1 where not named; balanced: rows / (labels x rows of the label)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all labels of the row's task (arXiv 1512.00567)."""
+    soft: SoftSettings = SoftSettings()
+    """How rows with soft labels learn."""
+    reasons: ReasonSettings = ReasonSettings()
+    """Whether and how rationales are learned beside the labels."""
     pack_tokens: int | None = Field(default=None, gt=0)
     """Most tokens that pass the model together; a step of more is done in several passes. Memory, not learning; as many
     as the memory found at start holds where not given."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from tuyi.errors import TrainingError
+from tuyi.model.write import weight_errors
 from tuyi.train.adamw import AdamW16
 from tuyi.train.feed import Feed
 from tuyi.train.loss import answer_loss
@@ -98,8 +99,8 @@ class PackTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for ready, is_last in self._feed.packs(step):
             with self._summed(model, is_last), self.compute_loss_context_manager():
-                logits = model(batch=ready.batch, kept=ready.kept)
-                loss = answer_loss(logits, ready.batch) * scale
+                log_probs = model(batch=ready.batch, kept=ready.kept, scored=True)
+                loss = answer_loss(log_probs, ready.batch, ready.soft) * scale
                 self.accelerator.backward(loss, **self._backward_options())
             total += loss.detach()
         if isinstance(model, Together):
@@ -160,6 +161,10 @@ class PackTrainer(Trainer):
             Path(output_dir).mkdir(parents=True, exist_ok=True)
         else:
             self._save_whole(output_dir)
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        with weight_errors(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(*arguments, **options)
 
     def _save_whole(self, folder: str) -> None:
         super().save_model(folder)

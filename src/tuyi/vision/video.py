@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tuyi.vision.patches import patchify
 from tuyi.vision.resize import smart_resize
 from tuyi.vision.spec import VideoPatches, VisionSpec
 from tuyi.vision.video_file import VideoInfo, probe_video, read_frames
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image as Pillow
+
     from tuyi.data.example import Video
     from tuyi.task.task import Budget
 
 __all__ = ["VideoInfo", "frame_indices", "probe_video", "video_grid", "video_patches", "video_timing"]
 
 _MIN_FRAMES = 4
+_AHEAD = 2
+"""Decoded frames that wait to be resized, at most."""
 
 
 def frame_indices(info: VideoInfo, spec: VisionSpec, budget: Budget) -> list[int]:
@@ -84,19 +89,50 @@ def video_patches(video: Video, spec: VisionSpec, budget: Budget) -> VideoPatche
 
     Source: transformers' ``Qwen2VLVideoProcessor`` and ``Qwen3VLVideoProcessor`` for the order of the values.
     """
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from PIL import Image as Pillow
+
+    from tuyi.vision.resample import resample
 
     info = probe_video(video)
     t, h, w = grid = video_grid(info, spec, budget)
-    step, patch_size = spec.temporal_patch_size, spec.patch_size
-    size = (w * patch_size, h * patch_size)
-    values = np.empty((t, h * w, 3 * step * patch_size**2), np.uint8)
-    group_THWC = np.empty((step, size[1], size[0], 3), np.uint8)
-    for number, frame_HWC in enumerate(read_frames(video, frame_indices(info, spec, budget))):
+    step, side = spec.temporal_patch_size, spec.patch_size
+    values = np.empty((t, h * w, 3 * step * side**2), np.uint8)
+
+    def place(number: int, frame_HWC: NDArray[np.uint8]) -> None:
         at, slot = divmod(number, step)
-        picture = Pillow.fromarray(frame_HWC)
-        group_THWC[slot:] = np.asarray(picture.resize(size, Pillow.Resampling.BICUBIC))
-        if slot == step - 1 or at == t - 1:
-            values[at] = patchify(group_THWC, patch_size, spec.merge_size)
+        picture = resample(Pillow.fromarray(frame_HWC), (w * side, h * side))
+        _cut(picture, spec, values[at], slot)
+        if at == t - 1:
+            each = values[at].reshape(h * w, 3, step, side**2)
+            each[:, :, slot + 1 :] = each[:, :, slot : slot + 1]
+
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(1) as resizer:  # the decoder goes on meanwhile
+        for number, frame_HWC in enumerate(read_frames(video, frame_indices(info, spec, budget))):
+            waiting.append(resizer.submit(place, number, frame_HWC))
+            if len(waiting) > _AHEAD:
+                waiting.popleft().result()
+        for placed in waiting:
+            placed.result()
     seconds_per_grid, timestamps = video_timing(info, spec, budget)
     return VideoPatches(values.reshape(t * h * w, -1), grid, seconds_per_grid, timestamps)
+
+
+def _cut(picture: Pillow.Image, spec: VisionSpec, out: NDArray[np.uint8], slot: int) -> None:
+    """Put a frame into its slot of a temporal patch's rows, as :func:`~tuyi.vision.patches.cut` does for pictures.
+
+    Args:
+        picture: RGB; sides are multiples of ``spec.factor``.
+        spec: The model's vision tower.
+        out: Contiguous, shape (h * w, 3 * temporal_patch_size * patch_size ** 2).
+        slot: Number of the frame in the temporal patch.
+    """
+    side, merge = spec.patch_size, spec.merge_size
+    h, w = picture.height // spec.factor, picture.width // spec.factor
+    patches = out.reshape(h, w, merge, merge, 3, spec.temporal_patch_size, side, side)
+    line = np.dtype(f"V{side}")  # lines of a patch are moved whole; numpy would move them byte by byte
+    for channel, plane in enumerate(picture.split()):
+        lines = np.frombuffer(plane.tobytes(), line).reshape(h, merge, side, w, merge)
+        np.copyto(patches[:, :, :, :, channel, slot].view(line)[..., 0], lines.transpose(0, 3, 1, 4, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from tuyi.errors import MediaError
 from tuyi.vision.image import MAX_PICTURE_PIXELS
 from tuyi.vision.trailer import is_whole_matroska
+from tuyi.vision.video_packets import Packets, decode_chosen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,30 +58,13 @@ class VideoInfo:
 def probe_video(video: Video) -> VideoInfo:
     """Size, length and rate of a video, with a test that its first frame decodes and that the file is whole.
 
-    mp4 and Matroska are counted by their packets; other files are decoded once to count their frames.
+    mp4 and Matroska are counted by their packets; other files are decoded once to count their frames. What the last
+    few files held is remembered until they change.
 
     Raises:
         MediaError: Missing, a directory, empty, not a video, without frames, truncated or damaged.
     """
-    with _opened(video) as (container, stream, length):
-        name = container.format.name
-        by_packet = name.startswith(("mov", "matroska")) and stream.codec_context.name in _PACKET_IS_FRAME
-        times = _packet_times(video, container, stream, length) if by_packet else []
-        if by_packet:
-            container.seek(0)
-        width = height = 0
-        for frame in _frames(video, container, stream):
-            if not width:
-                width, height = (
-                    (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
-                )
-            if by_packet:
-                break
-            times.append(frame.time)
-        if not times or not width:
-            raise MediaError(f"video {video}: expected at least 1 frame, found none; {_FIX}")
-        fps = _fps(stream, times)
-        return VideoInfo(width, height, len(times), fps, len(times) / fps)
+    return _look(video)[0]
 
 
 def read_frames(video: Video, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
@@ -95,18 +80,88 @@ def read_frames(video: Video, indices: Sequence[int]) -> Iterator[NDArray[np.uin
     Raises:
         MediaError: As :func:`probe_video`, or the decoder gives fewer frames than that counted.
     """
+    from av.video.reformatter import VideoReformatter
+
+    _, packets = _look(video)
+    given = 0
+    to_rgb = VideoReformatter()  # one for all frames: each has to set up its tables
+    if packets is not None:
+        with _opened(video) as (container, stream, _):
+            stream.thread_type = "AUTO"
+            for frame in decode_chosen(container, stream, packets, indices):
+                given += 1
+                yield _upright(frame, to_rgb)
+    for frame in _in_turn(video, indices[given:]):
+        yield _upright(frame, to_rgb)
+
+
+def _in_turn(video: Video, indices: Sequence[int]) -> Iterator[Any]:
+    """Chosen frames of a decoder that is given everything."""
+    if not indices:
+        return
     wanted = iter(indices)
-    next_index = next(wanted, None)
+    next_index = next(wanted)
     count = 0
     with _opened(video) as (container, stream, _):
+        stream.thread_type = "AUTO"
         for frame in _frames(video, container, stream):
             if count == next_index:
-                yield np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame))
-                next_index = next(wanted, None)
+                yield frame
+                if (following := next(wanted, None)) is None:
+                    return
+                next_index = following
             count += 1
-            if next_index is None:
-                return
     raise MediaError(f"video {video}: expected more than {next_index} frames, the decoder gave {count}; {_FIX}")
+
+
+def _upright(frame: Any, to_rgb: Any) -> NDArray[np.uint8]:
+    """A frame as a player shows it."""
+    turned: NDArray[np.uint8] = np.rot90(to_rgb.reformat(frame, format="rgb24").to_ndarray(), _quarter_turns(frame))
+    return turned
+
+
+_LOOKS: OrderedDict[tuple[str, int, int], tuple[VideoInfo, Packets | None]] = OrderedDict()
+_MOST_LOOKS = 16
+
+
+def _look(video: Video) -> tuple[VideoInfo, Packets | None]:
+    """What a video holds, and its packets where they tell frames apart."""
+    if isinstance(video.source, bytes):
+        return _first_look(video)
+    try:
+        status = video.source.stat()
+    except OSError:
+        return _first_look(video)  # which says what is wrong
+    key = str(video.source.absolute()), status.st_mtime_ns, status.st_size
+    if key not in _LOOKS:
+        _LOOKS[key] = _first_look(video)
+        while len(_LOOKS) > _MOST_LOOKS:
+            _LOOKS.popitem(last=False)
+    return _LOOKS[key]
+
+
+def _first_look(video: Video) -> tuple[VideoInfo, Packets | None]:
+    with _opened(video) as (container, stream, length):
+        name = container.format.name
+        by_packet = name.startswith(("mov", "matroska")) and stream.codec_context.name in _PACKET_IS_FRAME
+        packets, times = _packets(video, container, stream, length) if by_packet else (None, [])
+        if by_packet:
+            container.seek(0)
+        else:
+            stream.thread_type = "AUTO"
+        width = height = 0
+        for frame in _frames(video, container, stream):
+            if not width:
+                width, height = (
+                    (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
+                )
+            if by_packet:
+                break
+            times.append(frame.time)
+        if not times or not width:
+            raise MediaError(f"video {video}: expected at least 1 frame, found none; {_FIX}")
+        fps = _fps(stream, times)
+        return VideoInfo(width, height, len(times), fps, len(times) / fps), packets
 
 
 @contextmanager
@@ -161,17 +216,21 @@ def _is_whole_matroska(video: Video) -> bool:
         return is_whole_matroska(file)
 
 
-def _packet_times(video: Video, container: Any, stream: Any, length: int) -> list[float | None]:
-    """Presentation times of the frames, one a packet, without decoding."""
-    times: list[float | None] = []
+def _packets(video: Video, container: Any, stream: Any, length: int) -> tuple[Packets | None, list[float | None]]:
+    """The packets, and presentation times of the frames, one a packet, without decoding."""
+    rows: list[tuple[int | None, bool, bool]] = []
     whole = True
     for packet in container.demux(stream):
-        if packet.size and not packet.is_discard:
-            times.append(None if packet.pts is None else float(packet.pts * packet.time_base))
-            whole = whole and not packet.is_corrupt
+        if packet.size:
+            rows.append((packet.pts, packet.is_keyframe, not packet.is_discard))
+            whole = whole and (packet.is_discard or not packet.is_corrupt)
     if not whole or any(entry.pos + entry.size > length for entry in stream.index_entries):
         raise MediaError(f"video {video}: expected a whole video, found a truncated one of {length:,} bytes; {_FIX}")
-    return times
+    times = [None if pts is None else float(pts * stream.time_base) for pts, _, is_shown in rows if is_shown]
+    if any(pts is None for pts, _, _ in rows):
+        return None, times
+    pts, keys, shown = (np.array(column) for column in zip(*rows)) if rows else (np.zeros(0),) * 3
+    return Packets(pts.astype(np.int64), keys.astype(bool), shown.astype(bool)), times
 
 
 def _frames(video: Video, container: Any, stream: Any) -> Iterator[Any]:

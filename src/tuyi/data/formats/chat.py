@@ -77,7 +77,7 @@ def read_chat(
     parts = [next(placed) if isinstance(message.content, str) else message.content for message in shown]
     if not parts[-1]:
         raise fields.bad("empty", "the last user message is empty, expected text or media")
-    task, rationale, weight = fields.task, fields.rationale, fields.weight
+    task, rationale, weight, soft = fields.task, fields.rationale, fields.weight, fields.soft
     return Example(
         id=fields.id,
         content=parts[-1],
@@ -85,6 +85,7 @@ def read_chat(
         label=label,
         rationale=rationale,
         weight=weight,
+        soft=soft,
         history=tuple(Turn(_SHOWN_AS[said.role], part) for said, part in zip(shown[:-1], parts)),
         place=fields.place,
         extra=_with_roles(fields.extra(), messages if label is not None else shown),

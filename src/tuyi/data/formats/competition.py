@@ -2,7 +2,7 @@
 
 ``<image>`` in the instruction marks where each picture goes; the pictures lie in ``images/`` beside the file. A test
 file has no ``output``, or an empty one. Further columns of tuyi: ``video``, ``history`` (a list of ``role`` and
-``content``), ``task``, ``rationale``, ``weight``.
+``content``), ``task``, ``rationale``, ``weight``, ``soft``.
 
 Source: Tianchi 532277, train.json and test1.json.
 """
@@ -23,7 +23,7 @@ __all__ = ["COLUMNS", "MEDIA_FOLDER", "reader", "render"]
 
 MEDIA_FOLDER = "images"
 COLUMNS = frozenset(
-    {"id", "instruction", "input", "output", "image", "video", "history", "task", "rationale", "weight"}
+    {"id", "instruction", "input", "output", "image", "video", "history", "task", "rationale", "weight", "soft"}
 )
 _HISTORY_ROLES = ("system", "user", "assistant")
 

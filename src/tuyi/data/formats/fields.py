@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from tuyi.errors import Place
 
 __all__ = ["Fields"]
 
+_SUM = 1e-3
+"""How far a distribution may be from 1: it was rounded when somebody wrote it."""
 _NAMES = {str: "text", int: "a number", float: "a number", bool: "true/false", list: "a list", dict: "an object"}
 
 
@@ -119,6 +122,35 @@ class Fields:
         if not math.isfinite(value) or value < 0:
             raise self.bad("type", f"column {column!r}: expected a weight of 0 or more, found {value}")
         return float(value)
+
+    @property
+    def soft(self) -> dict[str, float] | None:
+        """A teacher's distribution over the labels: an object, or its JSON where cells are text; None without one."""
+        column = self.options.soft or "soft"
+        value = self.take(column)
+        if value is None or value == "":
+            return None
+        expected = "an object of labels with their probabilities"
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise self.wrong_type(column, f"{expected}, as JSON", value) from error
+        if not isinstance(value, dict):
+            raise self.wrong_type(column, expected, value)
+        shares = {label: share for label, share in value.items() if share is not None}  # Parquet names every label
+        for label, share in shares.items():
+            if isinstance(share, bool) or not isinstance(share, int | float):
+                raise self.wrong_type(f"{column}.{label}", "a number", share)
+            if not math.isfinite(share) or share < 0:
+                raise self.bad("type", f"column {column!r}: expected 0 or more for {label!r}, found {share}")
+        total = sum(shares.values())
+        if abs(total - 1) > _SUM:
+            raise self.bad(
+                "type",
+                f"column {column!r}: expected probabilities that make 1 together, within {_SUM}, found {total:g}",
+            )
+        return {label: float(share) for label, share in shares.items()}
 
     def extra(self) -> Mapping[str, Any]:
         """Columns that nobody asked for; call it last."""

@@ -1,8 +1,8 @@
-"""A folder per label with its pictures and videos inside; the row's id is the file's path below the folder."""
+"""A folder per label with its pictures and videos inside, or one folder of unlabelled ones; a row's id is its path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tuyi.data.example import Example, Image, Video
@@ -21,8 +21,10 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 def scan_folder(root: Path, options: ReadOptions) -> Iterator[Example | Problem]:
     """The pictures of every label, sorted by label and name; files that are neither are named, hidden ones are not.
 
+    A folder without folders holds rows without labels.
+
     Raises:
-        FormatError: No label folders, or folders of folders (then ``root/train`` or the like is meant).
+        FormatError: Neither pictures nor label folders, or folders of folders (``root/train`` or the like is meant).
     """
     try:
         labels = _visible(root)
@@ -30,22 +32,31 @@ def scan_folder(root: Path, options: ReadOptions) -> Iterator[Example | Problem]
         raise FormatError(f"the folder cannot be read: {error.strerror}", Place(root)) from error
     folders = [item for item in labels if item.is_dir()]
     if not folders:
-        raise FormatError("expected a folder per label with pictures inside, found no folder", Place(root))
+        if not any(item.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES for item in labels):
+            raise FormatError(
+                "expected pictures, or a folder per label with pictures inside, found neither", Place(root)
+            )
+        yield from _rows(root, [(file, None) for file in labels])
+        return
     _refuse_nested(root, folders)
     for item in labels:
         if not item.is_dir():
             yield _strange(item, "a file beside the label folders")
+    yield from _rows(root, ((file, folder.name) for folder in folders for file in _visible(folder)))
+
+
+def _rows(root: Path, files: Iterable[tuple[Path, str | None]]) -> Iterator[Example | Problem]:
+    """Rows of files with their labels."""
     row = 0
-    for folder in folders:
-        for file in _visible(folder):
-            suffix = file.suffix.lower()
-            if suffix not in IMAGE_SUFFIXES and suffix not in VIDEO_SUFFIXES:
-                yield _strange(file, "neither a picture nor a video")
-                continue
-            row += 1
-            name = file.relative_to(root).as_posix()
-            media = Image(file, name) if suffix in IMAGE_SUFFIXES else Video(file, name)
-            yield Example(id=name, content=(media,), label=folder.name, place=Place(root, row, name))
+    for file, label in files:
+        suffix = file.suffix.lower()
+        if suffix not in IMAGE_SUFFIXES and suffix not in VIDEO_SUFFIXES:
+            yield _strange(file, "neither a picture nor a video")
+            continue
+        row += 1
+        name = file.relative_to(root).as_posix()
+        media = Image(file, name) if suffix in IMAGE_SUFFIXES else Video(file, name)
+        yield Example(id=name, content=(media,), label=label, place=Place(root, row, name))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from tuyi.data.options import ReadOptions
 
 __all__ = ["COLUMNS", "reader", "render"]
 
-COLUMNS = frozenset({"id", "messages", "images", "videos", "audios", "task", "rationale", "weight"})
+COLUMNS = frozenset({"id", "messages", "images", "videos", "audios", "task", "rationale", "weight", "soft"})
 _ROLES: dict[str, ChatRole] = {
     "system": "system",
     "developer": "system",

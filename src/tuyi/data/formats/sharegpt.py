@@ -23,7 +23,8 @@ from tuyi.data.options import ReadOptions, Tags
 __all__ = ["COLUMNS", "info_entry", "reader", "render"]
 
 COLUMNS = frozenset(
-    {"id", "conversations", "messages", "system", "tools", "images", "videos", "audios", "task", "rationale", "weight"}
+    {"id", "conversations", "messages", "system", "tools", "images", "videos", "audios"}
+    | {"task", "rationale", "weight", "soft"}
 )
 _USUAL_ROLES: dict[str, ChatRole] = {
     "human": "user",

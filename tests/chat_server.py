@@ -9,7 +9,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["Server", "completion", "fails", "hangs", "pick", "reply", "resets", "says"]
+__all__ = ["Server", "completion", "fails", "hangs", "pick", "reply", "resets", "says", "shown"]
 
 
 class Server:
@@ -21,6 +21,7 @@ class Server:
         self.keys: list[str] = []
         self.models = ["tuyi-model"]
         self.answer: Callable[[dict[str, Any]], str] = lambda request: pick(request["structured_outputs"]["choice"])
+        self.dead = False
         self.logprobs: Callable[[dict[str, Any], str], Any] = lambda request, answer: None
         self.busy = self.busiest = 0
         self.lock = threading.Lock()
@@ -52,6 +53,9 @@ class Server:
                         server.busy -= 1
 
         def right(handler: Any, request: dict[str, Any]) -> None:
+            if server.dead:
+                resets(handler, request)
+                return
             text = server.answer(request)
             reply(handler, 200, completion(text, server.logprobs(request, text)))
 
@@ -75,18 +79,24 @@ def reply(handler: Any, status: int, value: Any, headers: dict[str, str] | None 
     handler.wfile.write(body)
 
 
-def completion(text: str | None, logprobs: Any = None, usage: Any = None) -> dict[str, Any]:
+def completion(text: str | None, logprobs: Any = None, usage: Any = None, finish: str = "stop") -> dict[str, Any]:
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": text},
-        "finish_reason": "stop",
+        "finish_reason": finish,
         "logprobs": logprobs,
     }
     return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
-def says(text: str | None) -> Callable[[Any, dict[str, Any]], None]:
-    return lambda handler, request: reply(handler, 200, completion(text))
+def says(text: str | None, finish: str = "stop") -> Callable[[Any, dict[str, Any]], None]:
+    return lambda handler, request: reply(handler, 200, completion(text, finish=finish))
+
+
+def shown(request: dict[str, Any]) -> str:
+    """The text of a request's last message."""
+    content = request["messages"][-1]["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def fails(status: int, **headers: str) -> Callable[[Any, dict[str, Any]], None]:

@@ -1,0 +1,53 @@
+"""What the server counts, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """Counters of one server; nothing global."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("tuyi_requests", "Requests answered.", ["route", "status"], registry=registry)
+        self._seconds = Histogram(
+            "tuyi_request_seconds", "From a request's head to the end of its answer.", ["route"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._queue = Gauge("tuyi_queue_length", "Requests that are read or wait for the model.", registry=registry)
+        self._rows = Histogram(
+            "tuyi_pack_rows", "Requests that passed the model together.", buckets=_ROWS, registry=registry
+        )
+        self._tokens = Counter("tuyi_tokens", "Tokens that passed the model.", ["kind"], registry=registry)
+
+    def watch_queue(self, length: Callable[[], float]) -> None:
+        """Read the length of the queue from here."""
+        self._queue.set_function(length)
+
+    def passed(self, rows: int, tokens: int) -> None:
+        """A pack has passed the model."""
+        self._rows.observe(rows)
+        self._tokens.labels("prompt").inc(tokens)
+
+    def wrote(self, tokens: int) -> None:
+        """Tokens were written."""
+        self._tokens.labels("output").inc(tokens)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """A request is over."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)

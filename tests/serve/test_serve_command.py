@@ -1,0 +1,52 @@
+"""`tuyi serve`: what is wrong is said before a model is loaded."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tuyi.cli import app
+from tuyi.errors import ConfigError
+from tuyi.serve import opening
+
+
+@pytest.fixture(autouse=True)
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "open_model", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def refused(*words: str) -> str:
+    result = CliRunner().invoke(app, ["serve", "builtin:tiny", "--task", "www2025", *words])
+    assert isinstance(result.exception, ConfigError), result.output
+    return str(result.exception)
+
+
+def test_a_taken_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"cannot listen on 127.0.0.1:{port}" in refused("--port", str(port))
+
+
+def test_tokens_that_cannot_be_read(tmp_path: Path):
+    assert "cannot be read" in refused("--token-file", str(tmp_path / "none"))
+    empty = tmp_path / "empty"
+    empty.write_text("# nothing\n\n")
+    assert "holds no token" in refused("--token-file", str(empty))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--port", "99999"], "port: Input should be less than or equal to 65535"),
+        (["--set", "serve.max_que=5"], "did you mean 'max_queue'?"),
+        (["--set", "serve.workers=0"], "serve.workers: "),
+        (["--host", "no.such.host.invalid", "--port", "0"], "cannot listen on no.such.host.invalid"),
+    ],
+)
+def test_settings(words: list[str], told: str):
+    assert told in refused(*words)
