@@ -20,13 +20,12 @@ from tuyi.model.load import Model
 from tuyi.model.sampling import Sampler, Sampling, ranked
 from tuyi.predict.remembering import RememberingEncoder
 from tuyi.predict.talk import ChatSettings, chat_budget, talk_task
-from tuyi.predict.writing import Vocabulary, Writing
+from tuyi.predict.writing import Vocabulary, Writing, take_likeliest
 from tuyi.task.answer import Free
 from tuyi.task.task import Budget
 
 __all__ = ["Conversation", "open_conversation"]
 
-_TRIED = 16
 _FOR_MEDIA = 0.75
 """Share of the context that one question with its pictures may take, so that there is room for follow-ups."""
 
@@ -167,15 +166,12 @@ class Conversation:
         writing = Writing(written, self._vocabulary, self._encoder.tokens)
         characters = codecs.getincrementaldecoder("utf-8")()
         while not writing.is_over:
-            scores_V = ranked(logits_RV, [self._sampler])[0]
-            before = len(writing.tokens)
-            if not writing.take(scores_V.topk(min(_TRIED, len(scores_V))).indices.tolist()):
-                writing.take(scores_V.argsort(descending=True).tolist())
-            if len(writing.tokens) > before:
-                if piece := characters.decode(self._vocabulary[writing.tokens[-1]]):
+            (token,) = take_likeliest([writing], ranked(logits_RV, [self._sampler]))
+            if token is not None:
+                if piece := characters.decode(self._vocabulary[token]):
                     yield piece
                 if not writing.is_over:
-                    logits_RV = self._decoder.extend([self._row], [writing.tokens[-1:]])
+                    logits_RV = self._decoder.extend([self._row], [[token]])
         self.was_cut = len(writing.tokens) == self.settings.max_tokens
 
     def _forget(self) -> None:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from tuyi.encode.answer import Written
 from tuyi.predict.asked import TokenBytes
 
-__all__ = ["FreeText", "Vocabulary", "Writing"]
+__all__ = ["FreeText", "Vocabulary", "Writing", "take_likeliest"]
+
+_TRIED = 16
+"""Likeliest tokens that are looked at first; the others only where none of these may stand."""
 
 # surrogates are left out: a lone one is valid JSON and no text, and a pair can as well be written as its character
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u(?:[0-9a-cA-CefEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}))')
@@ -153,6 +158,28 @@ class Writing:
             rest, whole = (), begin
         text = self._text[:whole]
         return FreeText(json.loads(f'"{text}"') if self._free.in_json else text, kept, rest, self._is_cut)
+
+
+def take_likeliest(writings: Sequence[Writing], scores_RV: Tensor) -> list[int | None]:
+    """Let texts go on, each with the first token that may stand there.
+
+    Args:
+        writings: One for each row.
+        scores_RV: Of the tokens behind each, the one to try first highest.
+
+    Returns:
+        The token that each took; None where its turn has ended instead.
+    """
+    if not writings:
+        return []
+    first = scores_RV.topk(min(_TRIED, scores_RV.shape[1])).indices.tolist()
+    taken: list[int | None] = []
+    for writing, tokens, scores_V in zip(writings, first, scores_RV):
+        before = len(writing.tokens)
+        if not writing.take(tokens):
+            writing.take(scores_V.argsort(descending=True).tolist())
+        taken.append(writing.tokens[-1] if len(writing.tokens) > before else None)
+    return taken
 
 
 def _characters(data: bytes) -> tuple[str, bytes, bool]:

@@ -10,58 +10,50 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tuyi.encode.answer import Chosen, Forced, Stage, Written
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.pack import group
 from tuyi.model.decode import Decoder, Live
 from tuyi.model.load import Model
 from tuyi.model.sampling import Sampler, ranked
-from tuyi.predict.scoring import gather_labels, score_tokens
+from tuyi.predict.underway import Underway, choose_labels, write_on
 from tuyi.predict.writing import Vocabulary, Writing
 from tuyi.serve.jobs import Answered, Event, Job, Piece, Script, Token
 from tuyi.serve.spoken import Spoken
 
 __all__ = ["Writer"]
 
-_TRIED = 16
-"""Likeliest tokens that are looked at first; the others only where none of these may stand."""
 
-
-@dataclass(eq=False, slots=True)
-class _Row:
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Row(Underway):
     """A row whose answer is under way.
 
     Args:
         job: Of whom.
-        live: In the cache.
-        stages: What is left of its answer.
-        next: Tokens of the answer that have not passed the model.
-        writing: Free text under way, its first token that of number ``begin``.
+        script: How its answer is written.
+        vocabulary: The model's.
+        spoken: The answer as text.
+        sampler: Draws its tokens; the likeliest where None.
+        begun: When its prompt had passed; monotonic seconds.
+        tokens: Those of free text, where they are to be told, the first ``sent`` of which are.
     """
 
     job: Job
     script: Script
-    live: Live
-    stages: deque[Stage]
+    vocabulary: Vocabulary
     spoken: Spoken
     sampler: Sampler | None
     begun: float
-    next: list[int] = field(default_factory=list)
-    writing: Writing | None = None
-    begin: int = 0
-    spent: int = 0
-    texts: dict[str, str] = field(default_factory=dict)
-    label: str | None = None
-    logprobs: dict[str, float] = field(default_factory=dict)
     tokens: list[Token] = field(default_factory=list)
-    told: int = 0
-    is_cut: bool = False
+    sent: int = 0
 
     @property
     def is_plain(self) -> bool:
         """Whether the free text under way is told token by token: nothing of it can be taken back."""
-        stage = self.stages[0]
-        return isinstance(stage, Written) and not stage.free.in_json and not stage.stop
+        return self.is_writing and not self.written.free.in_json and not self.written.stop
+
+    def told(self, ids: Sequence[int]) -> None:
+        """The text of tokens that are whole characters, without those that end a turn."""
+        self.spoken.add_text(b"".join(self.vocabulary[token] for token in ids).decode())
 
 
 class Writer:
@@ -101,19 +93,18 @@ class Writer:
         self._rows += rows
         for row in rows:
             row.job.row = replace(row.job.asked, encoded=replace(row.job.asked.encoded, media=()))
-            self._advance(row)
-        writing = [at for at, row in enumerate(rows) if isinstance(row.stages[0], Written) and not row.next]
+            row.advance()
+        writing = [at for at, row in enumerate(rows) if row.is_writing and not row.next]
         self._write([rows[at] for at in writing], logits[writing])
         return self._told()
 
     def step(self) -> list[tuple[Job, Event]]:
         """A token of every row that is written, and the labels of rows that have come to them."""
         self._drop_gone()
-        choosing = [row for row in self._rows if isinstance(row.stages[0], Chosen)]
-        sizes = [len(row.next) + sum(_chosen(row).labels.branch_lengths) for row in choosing]
-        for together in group(zip(choosing, sizes), self._pack_tokens):
-            self._choose(together)
-        writing = [row for row in self._rows if row.stages and isinstance(row.stages[0], Written)]
+        choosing = [row for row in self._rows if row.is_choosing]
+        for together in group(((row, row.choosing_tokens) for row in choosing), self._pack_tokens):
+            choose_labels(self._model, self._decoder, together)
+        writing = [row for row in self._rows if row.is_writing]
         if writing:
             logits = self._decoder.extend([row.live for row in writing], [row.next for row in writing])
             for row in writing:
@@ -130,33 +121,26 @@ class Writer:
 
     def _row(self, job: Job, script: Script, live: Live, begun: float) -> _Row:
         sampler = None if script.sampling is None else Sampler(script.sampling, self._model.device)
-        row = _Row(job, script, live, deque(script.stages), Spoken(script.stop), sampler, begun)
+        row = _Row(
+            job=job, script=script, vocabulary=self._vocabulary, live=live, stages=deque(script.stages),
+            spoken=Spoken(script.stop), sampler=sampler, begun=begun, spent=job.asked.opening,
+        )  # fmt: skip
         ids = job.asked.encoded.ids
-        row.spent = job.asked.opening
-        row.spoken.add_text(self._text([int(one) for one in ids[len(ids) - job.asked.opening :]]))
+        row.told([int(one) for one in ids[len(ids) - job.asked.opening :]])
         return row
 
     def _write(self, rows: Sequence[_Row], logits_RV: Tensor) -> None:
         """Choose the next token of every row."""
-        if not rows:
-            return
         scores_RV = ranked(logits_RV, [row.sampler for row in rows])
-        first = scores_RV.topk(min(_TRIED, scores_RV.shape[1])).indices.tolist()
-        for at, (row, tokens) in enumerate(zip(rows, first)):
-            written = row.stages[0]
-            assert isinstance(written, Written), "a row that is written"
-            if row.writing is None:
-                row.writing = Writing(written, self._vocabulary, self._encoder.tokens)
-                row.begin = len(row.live)
-            before = len(row.writing.tokens)
-            if not row.writing.take(tokens):
-                row.writing.take(scores_RV[at].argsort(descending=True).tolist())
-            if len(row.writing.tokens) > before:
-                self._took(row, row.writing.tokens[-1], logits_RV[at])
+        taken = write_on(rows, scores_RV, self._vocabulary, self._encoder.tokens)
+        for row, token, logits_V in zip(rows, taken, logits_RV):
+            assert row.writing is not None, "it has just been written on"
+            if token is not None:
+                self._took(row, token, logits_V)
             if row.writing.is_over:
-                self._end_text(row, row.writing, written)
+                self._end_text(row, row.writing)
             elif row.spoken.is_stopped:
-                self._stop(row, row.writing, written)
+                self._stop(row, row.writing)
             else:
                 row.next = [row.writing.tokens[-1]]
 
@@ -167,66 +151,30 @@ class Writer:
         if row.is_plain:
             row.spoken.add(self._vocabulary[token])
 
-    def _stop(self, row: _Row, writing: Writing, written: Written) -> None:
+    def _stop(self, row: _Row, writing: Writing) -> None:
         """The text has come to one of its stops: what is behind it is not told, and nothing follows."""
         row.spent += len(writing.tokens)
-        row.texts[written.free.free] = row.spoken.text
+        row.texts[row.written.free.free] = row.spoken.text
         row.stages.clear()
 
-    def _end_text(self, row: _Row, writing: Writing, written: Written) -> None:
-        """Let a row's free text end: what the model wrote beyond its end is forgotten."""
-        found = writing.result()
-        cached = len(row.live) - row.begin
-        if found.kept < cached:
-            self._decoder.cut(row.live, row.begin + found.kept)
-        row.next = [*writing.tokens[cached : found.kept], *found.rest]
-        row.spent += found.kept + len(found.rest) + (written.last and not found.is_cut)
-        if not row.is_plain:
+    def _end_text(self, row: _Row, writing: Writing) -> None:
+        """Let a row's free text end, and tell it where that has waited for its end."""
+        is_told = row.is_plain
+        found = row.end_text(self._decoder)
+        if not is_told:
             del row.tokens[len(row.tokens) - len(writing.tokens) + found.kept :]
-            row.spoken.add_text(self._text([*writing.tokens[: found.kept], *found.rest]))
-        row.texts[written.free.free] = found.text
-        row.is_cut |= found.is_cut
-        row.writing = None
-        row.stages.popleft()
-        self._advance(row)
-
-    def _choose(self, rows: Sequence[_Row]) -> None:
-        """Score the labels of rows; each goes on with its likeliest."""
-        labels = [_chosen(row).labels for row in rows]
-        packed, batch = self._decoder.branch([row.live for row in rows], [row.next for row in rows], labels)
-        scores = gather_labels(score_tokens(self._model, batch, packed).cpu(), packed, labels)
-        for row, one, logprobs in zip(rows, labels, scores):
-            best = int(logprobs.argmax())
-            row.label, row.logprobs = one.names[best], dict(zip(one.names, map(float, logprobs)))
-            row.next = []
-            row.stages.popleft()
-            self._force(row, one.ids[best])
-            self._advance(row)
-
-    def _advance(self, row: _Row) -> None:
-        """Take up what is certain, up to where the model is asked again."""
-        while row.stages and isinstance(forced := row.stages[0], Forced):
-            row.stages.popleft()
-            self._force(row, forced.ids)
-
-    def _force(self, row: _Row, ids: Sequence[int]) -> None:
-        row.next.extend(ids)
-        row.spent += len(ids)
-        row.spoken.add_text(self._text(ids))
-
-    def _text(self, ids: Sequence[int]) -> str:
-        """Tokens of whole characters as text, without those that end a turn."""
-        return b"".join(self._vocabulary[token] for token in ids).decode()
+            row.told([*writing.tokens[: found.kept], *found.rest])
+        row.advance()
 
     def _told(self) -> list[tuple[Job, Event]]:
         """What there is to tell since the last step; rows that are at their end leave."""
         events: list[tuple[Job, Event]] = []
-        done = [row for row in self._rows if not row.stages]
+        done = [row for row in self._rows if row.is_over]
         for row in self._rows:
-            text = row.spoken.new(is_over=not row.stages) if row.script.is_streamed else ""
+            text = row.spoken.new(is_over=row.is_over) if row.script.is_streamed else ""
             if text:
-                events.append((row.job, Piece(text, row.tokens[row.told :])))
-                row.told = len(row.tokens)
+                events.append((row.job, Piece(text, row.tokens[row.sent :])))
+                row.sent = len(row.tokens)
         seconds = time.monotonic()
         for row in done:
             answer = Answered(
@@ -250,9 +198,3 @@ def _token(token: int, logits_V: Tensor, options: int) -> Token:
     best = torch.topk(logprobs_V, options) if options else None
     likeliest = () if best is None else tuple(zip(best.indices.tolist(), best.values.tolist()))
     return Token(token, float(logprobs_V[token]), likeliest)
-
-
-def _chosen(row: _Row) -> Chosen:
-    stage = row.stages[0]
-    assert isinstance(stage, Chosen), "a row at its label"
-    return stage
