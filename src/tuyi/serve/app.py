@@ -19,6 +19,7 @@ from tuyi.serve.opening import Served
 from tuyi.serve.refusals import RefusalError
 from tuyi.serve.routes import Routes
 from tuyi.serve.scorer import Scorer
+from tuyi.serve.service import Service
 from tuyi.serve.settings import ServeSettings
 from tuyi.serve.writer import Writer
 
@@ -52,7 +53,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _broken)
     app.add_middleware(Guard, settings=settings, tokens=read_tokens(settings.token_file), metrics=metrics)
-    Routes(served, settings, engine, metrics).add_to(app)
+    Routes(Service(served, settings, engine), metrics).add_to(app)
     return app
 
 

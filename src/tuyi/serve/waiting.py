@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from tuyi.serve.engine import Engine
 from tuyi.serve.jobs import Answered, Event, Failed, Job, Labelled, Piece, Row
 from tuyi.serve.refusals import RefusalError
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
+__all__ = ["ClientGoneError", "Gone", "Watched"]
 
-__all__ = ["ClientGoneError", "Watched"]
+Gone: TypeAlias = Callable[[], Awaitable[None]]
+"""Returns once a client is gone."""
 
 
 class ClientGoneError(RefusalError):
@@ -29,16 +29,16 @@ class Watched:
     Args:
         engine: Who answers it.
         read: Makes its row.
-        request: Of the client, its body read.
+        gone: Returns once the client is.
         seconds: Until its deadline.
 
     Raises:
         RefusalError: The queue is full.
     """
 
-    def __init__(self, engine: Engine, read: Callable[[], Row], request: Request, seconds: float) -> None:
+    def __init__(self, engine: Engine, read: Callable[[], Row], gone: Gone, seconds: float) -> None:
         self._mail: asyncio.Queue[Event] = asyncio.Queue()
-        self._request = request
+        self._gone = gone
         self.job = Job(read, self._mail)
         engine.submit(self.job)
         late = RefusalError(504, f"not answered within {seconds:g} s; try again later", code="deadline")
@@ -63,8 +63,7 @@ class Watched:
         self._watch.cancel()
 
     async def _until_gone(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+        await self._gone()
         self._give_up(ClientGoneError())
 
     def _give_up(self, error: RefusalError) -> None:
