@@ -23,6 +23,10 @@ _FEW = 4096
 """Tokens that a pack should hold before it is worth computing twice to hold more."""
 _SHARE = {True: 0.9, False: 1.0}
 """Of the free memory: a GPU's allocator cannot use all; on a CPU only what is clearly too much is refused."""
+_BUSY = 12_288
+"""Tokens of a pack that keep a GPU busy: one of 23,552 was 1 % faster for LoRA on a 7B, and took 68 % more memory."""
+_LEFT = 0.25
+"""Share of the free memory, beside what nobody can use, that larger packs leave alone."""
 _ROUND = 512
 """Packs are a multiple of this, so that a little more or less free memory chooses the same."""
 
@@ -113,8 +117,8 @@ def choose(
 ) -> Choice:  # fmt: skip
     """Choose the size of packs and whether to compute blocks twice.
 
-    Packs are as large as fits, without gradient checkpointing; with it where they would be too small to keep a GPU
-    busy, or where a row does not fit alone.
+    Packs are as large as fits, those that keep a GPU busy anyway within two thirds of its memory, without gradient
+    checkpointing; with it where they would be too small, or where a row does not fit alone.
 
     Args:
         need: What the run needs.
@@ -130,6 +134,9 @@ def choose(
     cap = min(_MOST[gpu], max(rows.step, _ROUND))
     ways = (False, True) if checkpointing is None else (checkpointing,)
     fits = [_fit(need, room, rows, cap if pack_tokens is None else pack_tokens, way) for way in ways]
+    if gpu and pack_tokens is None:
+        spare = [_fit(need, room - int(free * _LEFT), rows, cap, way).tokens for way in ways]
+        fits = [replace(fit, tokens=min(fit.tokens, max(few, _BUSY))) for fit, few in zip(fits, spare)]
     for fit in fits:
         enough = 0 if fit is fits[-1] else min(_FEW, cap)
         if fit.row_fits and fit.tokens >= (enough if pack_tokens is None else min(pack_tokens, rows.step)):
