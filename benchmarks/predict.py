@@ -116,7 +116,9 @@ def machine(device: str) -> dict[str, str]:
     """What the numbers were measured on."""
     import torch
 
-    found = {"cpu": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"}
+    from tuyi.cores import cpu_cores
+
+    found = {"cpu": f"{cpu_cores()} cores, {platform.processor() or platform.machine()}"}
     if device.startswith("cuda"):
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         found["gpu"] = f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}"

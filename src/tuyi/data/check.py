@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuyi.cores import cpu_cores
 from tuyi.data.example import Example
 from tuyi.data.fingerprint import digest, own_text_digest, row_digest
 from tuyi.data.inspect_media import Inspected, MediaInspector, inspect_rows
@@ -53,7 +53,7 @@ def check(
     Raises:
         ConfigError: An option that the format has no use for.
     """
-    workers = workers or min(os.cpu_count() or 1, 16)
+    workers = workers or min(cpu_cores(), 16)
     checker = _Checker(tasks, length)
     for path in against:
         inspector = MediaInspector(decode=False)

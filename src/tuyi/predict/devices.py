@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
+from tuyi.cores import cpu_cores
 from tuyi.errors import DataError, EngineError, TuyiError
 from tuyi.predict.device_process import DeviceProcess, Event
 from tuyi.predict.device_worker import Answer, Crash, Job, Said, Skipped
@@ -61,7 +61,7 @@ class DevicesEngine:
         self._deaths: list[str] = []
         self._suspects: Counter[str] = Counter()
         self._count = len(devices)
-        threads = max(1, (os.cpu_count() or 1) // len(devices))
+        threads = max(1, cpu_cores() // len(devices))
         workers = max(1, settings.workers // len(devices))
         done = False
         try:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tuyi.cores import cpu_cores
 from tuyi.errors import ModelError
 from tuyi.model.tiny import NAMES
 from tuyi.model.weights import Weights, weigh
 from tuyi.predict.machine import (
     Gpu,
     Torch,
-    cpu_cores,
     find_gpus,
     find_torch,
     host_memory,

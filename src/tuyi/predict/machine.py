@@ -18,7 +18,6 @@ from tuyi.errors import first_line
 __all__ = [
     "Gpu",
     "Torch",
-    "cpu_cores",
     "find_gpus",
     "find_torch",
     "host_memory",
@@ -129,11 +128,6 @@ def find_gpus() -> tuple[Gpu, ...]:
 def _gpu(line: str) -> Gpu:
     name, driver, free, total, capability = (item.strip() for item in line.split(","))
     return Gpu(name, driver, int(free) * _MIB, int(total) * _MIB, tuple(int(part) for part in capability.split(".")))
-
-
-def cpu_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def host_memory() -> tuple[int, int]:
