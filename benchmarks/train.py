@@ -216,6 +216,7 @@ def peers(args: argparse.Namespace, work: Path, data: Path, common: dict[str, An
     if not (export / "rows.json").exists():
         convert(data, export / "rows.json", "sharegpt")
     ids = [row.id for row in read(data)]
+    gpu = common["device"].startswith("cuda")  # Liger's kernels are Triton's
     methods = {learns(settings)["method"] for settings in named_runs(args).values()}
     for method in sorted(methods & _TUNED_BATCH.keys()):
         for way in args.llamafactory.split(","):
@@ -223,8 +224,8 @@ def peers(args: argparse.Namespace, work: Path, data: Path, common: dict[str, An
             batch = _TUNED_BATCH[method] if tuned else 1
             passes = 16 // batch if tuned else _AS_RUN_PASSES[method]
             recipe = Recipe(
-                method, batch, passes, lr=lr, checkpointing=not tuned, liger=tuned, workers=12 if tuned else 4,
-                precision="bf16" if common["device"].startswith("cuda") else "fp32",
+                method, batch, passes, lr=lr, checkpointing=not tuned, liger=tuned and gpu, workers=12 if tuned else 4,
+                precision="bf16" if gpu else "fp32",
             )  # fmt: skip
             rows = batch * passes
             steps = tuple(ids[at : at + rows] for at in range(0, len(ids), rows))
