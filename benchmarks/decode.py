@@ -14,7 +14,6 @@ of random weights either way).
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from models import make_model
 from predict import machine
-from workload import make_workload, texts
+from workload import kept_or_temporary, make_workload, texts
 
 if TYPE_CHECKING:
     from tuyi.encode.encoded import Encoded
@@ -164,11 +163,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     args = _arguments()
-    if args.work is not None:
-        run(args, args.work)
-        return
-    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as folder:
-        run(args, Path(folder))
+    with kept_or_temporary(args.work) as folder:
+        run(args, folder)
 
 
 def run(args: argparse.Namespace, work_folder: Path) -> None:

@@ -28,21 +28,17 @@ import runpy
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeAlias
 
-from scipy.stats import t as student
-
+from cells import Cells, interval
 from models import make_model
-from predict import machine
 from tuyi.config import load_settings
 from tuyi.data import Example, ExampleWriter, read
 from tuyi.data.sample import write_sample
 from tuyi.distill.label import LabelSettings, label
 from tuyi.evaluate.judge import EvaluateSettings, evaluate
-from tuyi.model.quiet import no_progress_bars
 from tuyi.predict.run import predict
 from tuyi.task import TaskSet, load_tasks
 from tuyi.train.run import train
@@ -301,15 +297,6 @@ def run_cell(deal: Deal, arm: str) -> dict[str, Any]:
     return {"f1": score.value, "f1_rows": [score.low, score.high], **told}
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % interval over seeds, by Student's t."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return {"mean": mean, "low": mean, "high": mean}
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def table(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """By data set and arm: F1, rows, and the share of the gap between the lowest and the highest arm that it recovers.
 
@@ -367,27 +354,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="a training setting for a trial: train.max_steps=20")
     args = parser.parse_args()
-    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"set": args.set, "cells": {}}
-    if result["set"] != args.set:
-        parser.error(f"{args.out} holds cells made with --set {result['set']}; choose another --out and --work")
-    result["machine"] = machine("cpu")
+    cells = Cells(args.out, {"set": args.set}, table)
     for seed in range(args.seeds):
         for name in args.data.split(","):
             args.work.mkdir(parents=True, exist_ok=True)
             deal = Deal(PROBLEMS[name](args.work), seed, args.work / f"{name}-{seed}", tuple(args.set))
             deal.folder.mkdir(exist_ok=True)
             for arm in args.arms.split(","):
-                key = f"{name}-{seed}-{arm}"
-                if key in result["cells"]:
-                    continue
-                started = perf_counter()
-                with no_progress_bars():
-                    cell = run_cell(deal, arm)
-                result["cells"][key] = {**cell, "seconds": round(perf_counter() - started, 1)}
-                result["table"] = table(result["cells"])
-                write_whole(args.out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-                print(f"{key}: {json.dumps(result['cells'][key])}", flush=True)
-    show(table(result["cells"]))
+                cells.run(f"{name}-{seed}-{arm}", partial(run_cell, deal, arm))
+    show(table(cells.done))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import runpy
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from scipy.stats import t as student
-
-from predict import machine
+from cells import Cells, interval
 from tuyi.config import load_settings
 from tuyi.data import ExampleWriter, Image, read
 from tuyi.data.example import Part
@@ -33,7 +32,6 @@ from tuyi.distill.audit import audit, audit_settings
 from tuyi.distill.corrected import apply_corrections
 from tuyi.distill.label_issues import Method
 from tuyi.evaluate.judge import EvaluateSettings, evaluate
-from tuyi.model.quiet import no_progress_bars
 from tuyi.predict.run import predict
 from tuyi.task import TaskSet, load_tasks
 from tuyi.train.run import train
@@ -188,15 +186,6 @@ def _f1(given: DataSet, data: Path, out: Path, seed: int) -> float:
     return float(json.loads(kept.read_text(encoding="utf-8")))
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Mean and 95 % interval over seeds, by Student's t."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return {"mean": mean, "low": mean, "high": mean}
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def table(cells: Mapping[str, Any]) -> dict[str, Any]:
     """Means and intervals over the seeds of each data set."""
     found: dict[str, Any] = {}
@@ -228,20 +217,11 @@ def main() -> None:
     parser.add_argument("--data", default="digits,scenes", help="data sets, commas between")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"cells": {}}
-    result["machine"] = machine("cpu")
+    cells = Cells(args.out, {}, table)
     for seed in range(args.seeds):
         for name in args.data.split(","):
-            if f"{name}-{seed}" in result["cells"]:
-                continue
-            started = perf_counter()
-            with no_progress_bars():
-                cell = run_cell(name, seed, args.work)
-            result["cells"][f"{name}-{seed}"] = {**cell, "seconds": round(perf_counter() - started, 1)}
-            result["table"] = table(result["cells"])
-            write_whole(args.out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-            print(f"{name}-{seed}: {json.dumps(result['cells'][f'{name}-{seed}'])}", flush=True)
-    for name, rows in table(result["cells"]).items():
+            cells.run(f"{name}-{seed}", partial(run_cell, name, seed, args.work))
+    for name, rows in table(cells.done).items():
         print(f"\n{name} | mean of {rows['seeds']} seeds (95 % interval)")
         for score, value in rows.items():
             if isinstance(value, dict):

@@ -14,10 +14,9 @@ same tiny student from the same weights with the same settings for the same numb
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -25,16 +24,14 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from distillation import Deal, Lesson, digits, interval, write_rows
+from cells import Cells, interval
+from distillation import Deal, Lesson, digits, write_rows
 from models import make_model
-from predict import machine
 from tuyi.data import Example, read
 from tuyi.evaluate.judge import EvaluateSettings, evaluate
-from tuyi.model.quiet import no_progress_bars
 from tuyi.predict.run import predict
 from tuyi.task.catalog import parse_tasks
 from tuyi.vision.image import load_rgb
-from tuyi.whole import write_whole
 
 ARMS = ("label", "beside", "inside")
 SETS = ("labelled", "all")
@@ -134,23 +131,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="a training setting for a trial: train.max_steps=20")
     args = parser.parse_args()
-    result = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"set": args.set, "cells": {}}
-    if result["set"] != args.set:
-        parser.error(f"{args.out} holds cells made with --set {result['set']}; choose another --out and --work")
-    result["machine"] = machine("cpu")
+    cells = Cells(args.out, {"set": args.set})
     for seed in range(args.seeds):
         folder = args.work / f"digits-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         deal = ReasonDeal(digits(args.work), seed, folder, tuple(args.set))
         for rows in args.rows.split(","):
             for arm in args.arms.split(","):
-                if (key := f"{rows}-{arm}-{seed}") in result["cells"]:
-                    continue
-                with no_progress_bars():
-                    result["cells"][key] = run_cell(deal, rows, arm)
-                write_whole(args.out, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-                print(f"{key}: {json.dumps(result['cells'][key])}", flush=True)
-    show(result["cells"], range(args.seeds))
+                cells.run(f"{rows}-{arm}-{seed}", partial(run_cell, deal, rows, arm))
+    show(cells.done, range(args.seeds))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -33,7 +32,7 @@ from pathlib import Path
 from engines import ENGINES, Job, Result
 from floor import Flops, count_flops, floor_rate, matrix_rate, row_work, total
 from models import make_model
-from workload import make_workload, texts
+from workload import kept_or_temporary, make_workload, texts
 
 __all__ = ["Rates", "rates"]
 
@@ -161,11 +160,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the tables."""
     args = _arguments()
-    if args.work is not None:
-        run(args, args.work)
-        return
-    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as folder:
-        run(args, Path(folder))
+    with kept_or_temporary(args.work) as folder:
+        run(args, folder)
 
 
 def run(args: argparse.Namespace, work_folder: Path) -> None:

@@ -13,8 +13,10 @@ import json
 import math
 import os
 import random
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ from pictures import draw_screenshot, save_screenshot
 from tuyi.data.sample.dialogues import goods, intents, small_talk, wordings
 from tuyi.task import load_tasks
 
-__all__ = ["Shape", "draw_shapes", "make_model", "make_workload", "texts"]
+__all__ = ["Shape", "draw_shapes", "kept_or_temporary", "make_model", "make_workload", "texts"]
 
 SCENE_SHARE = 0.7
 """Share of scene rows, as in the challenge's training set."""
@@ -46,6 +48,16 @@ class Shape:
     prompt_chars: int
     turns: int
     pictures: tuple[tuple[int, int, int], ...]
+
+
+@contextmanager
+def kept_or_temporary(folder: Path | None) -> Iterator[Path]:
+    """The folder that a benchmark works in: the one that was named, else one that goes with it."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as made:
+        yield Path(made)
 
 
 def draw_shapes(

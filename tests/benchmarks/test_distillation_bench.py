@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from distillation import LABELLED, Deal, Problem, interval, table
+from cells import Cells, interval
+from distillation import LABELLED, Deal, Problem, table
 from tuyi.data import read
 from tuyi.task.catalog import parse_tasks
 
@@ -53,3 +55,24 @@ def test_an_arm_recovers_its_share_of_each_seed_s_own_gap():
     assert interval([0.4, 0.6])["high"] == pytest.approx(0.5 + 12.7062 * 0.1, rel=1e-4), "Student's t, one degree"
     del cells["digits-1-all"]
     assert table(cells)["digits"]["hard"]["recovered"]["mean"] == pytest.approx(0.5)
+
+
+def test_a_finished_cell_is_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "cells.json"
+    made: list[str] = []
+
+    def cell(name: str) -> dict[str, int]:
+        made.append(name)
+        return {"f1": len(made)}
+
+    for _ in range(2):
+        cells = Cells(file, {"set": ["a=1"]}, lambda cells: {"count": len(cells)})
+        for name in ("one", "two"):
+            cells.run(name, lambda name=name: cell(name))
+    assert made == ["one", "two"]
+    assert {name: cell["f1"] for name, cell in cells.done.items()} == {"one": 1, "two": 2}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    assert (kept["table"], kept["cells"]) == ({"count": 2}, cells.done)
+    assert capsys.readouterr().out.count("one: {") == 1
+    with pytest.raises(SystemExit, match=r"holds cells made with --set \['a=1'\]; choose another --out"):
+        Cells(file, {"set": []})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,8 @@ def test_a_server_that_dies_in_the_middle_is_asked_nothing_twice(
     assert not (tmp_path / "reasons.jsonl").exists()
     with kept.open("a") as file:
         file.write('{"id": "r7", "task": "shop.rea')  # killed while it wrote
+    while server.busy:  # what was under way when the first run ended
+        time.sleep(0.01)
     server.asked.clear()
     done = ask(data)
     assert (done.rows, done.earlier, len(server.asked)) == (12, 7, 5 + 12)

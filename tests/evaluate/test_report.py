@@ -15,7 +15,7 @@ from tuyi.data.example import Image, Text, Turn, Video
 from tuyi.errors import OutputError
 from tuyi.evaluate.charts import heat_map
 from tuyi.evaluate.judge import EvaluateSettings, evaluate
-from tuyi.evaluate.mistakes import Picture, thumbnail, view
+from tuyi.evaluate.mistakes import Picture, film_strip, thumbnail, view
 from tuyi.evaluate.rows import Mistake
 from tuyi.evaluate.scores import Sampling, score
 
@@ -131,7 +131,8 @@ def test_a_dialogue_becomes_bubbles_with_pictures_at_their_place(case):
     assert isinstance(picture, Picture)
     assert picture.uri
     assert text == "这个呢"
-    assert video == Picture("v.mp4", problem="a video")
+    assert isinstance(video, Picture)
+    assert video.uri is None
 
 
 def test_the_true_label_is_shown_with_its_rank_even_when_it_is_unlikely(case, predict):
@@ -150,3 +151,11 @@ def test_heat_map_shows_the_labels_that_occur_and_says_what_it_leaves_out():
     assert [str(k) for k in range(11)] == list(found.labels[:11])
     wrong = found.rows[0].cells[1]
     assert (wrong.count, wrong.right, wrong.strength, wrong.title) == (1, False, 1.0, "0 → 1: 1 of 1")
+
+
+def test_a_video_is_shown_as_a_strip_of_its_frames(clip: Video):
+    head, _, body = film_strip(clip, 48).partition(",")
+    with Pillow.open(io.BytesIO(base64.b64decode(body))) as strip:
+        assert (head, strip.size) == ("data:image/jpeg;base64", (4 * 48 + 3 * 4, 32))
+        frames = [strip.crop((52 * k, 0, 52 * k + 48, 32)).tobytes() for k in range(4)]
+    assert len(set(frames)) == 4

@@ -102,7 +102,7 @@ def test_readers_find_all_that_they_want(bases: dict[str, Path], adapter: Path, 
     assert config["architectures"] == ["Qwen2VLForConditionalGeneration"]
     assert "attn_implementation" not in json.dumps(config)
     assert {path.name for path in out.iterdir() if path.suffix != ".safetensors"} == {
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors.index.json",
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors.index.json",
         "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
         "video_preprocessor_config.json",
     }  # fmt: skip

@@ -27,14 +27,20 @@ def mixed_rows(picture: Callable[..., Image]) -> Callable[[int], list[Example]]:
 
 
 @pytest.fixture(scope="session")
-def damaged(picture: Callable[..., Image]) -> Callable[..., Example]:
-    """Makes a row whose picture has a whole header and an end, and nothing between."""
+def damaged_picture(picture: Callable[..., Image]) -> Image:
+    """Has a whole header and an end, and names a Huffman table that it has not."""
     file = io.BytesIO()
     Pillow.open(io.BytesIO(picture(90, 80, seed=77).source)).save(file, "JPEG")  # type: ignore[arg-type]
-    header, _, _ = file.getvalue().partition(b"\xff\xda")
-    broken = Image(header + b"\xff\xd9", "broken.jpg")
+    before, marker, scan = file.getvalue().partition(b"\xff\xda\x00\x0c\x03")
+    tables = b"\x01\x33\x02\x33\x03\x33"
+    return Image(before + marker + tables + scan[len(tables) :], "broken.jpg")
+
+
+@pytest.fixture(scope="session")
+def damaged(damaged_picture: Image) -> Callable[..., Example]:
+    """Makes a row with such a picture."""
 
     def make(name: str = "bad") -> Example:
-        return Example(id=name, content=(broken, Text("what?")), task="shape")
+        return Example(id=name, content=(damaged_picture, Text("what?")), task="shape")
 
     return make

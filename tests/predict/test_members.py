@@ -149,9 +149,9 @@ def test_only_the_models_that_are_asked_are_loaded(
     folder: Path, both: TaskSet, sized: list[SizedRow], monkeypatch: pytest.MonkeyPatch
 ):
     loaded: list[str] = []
-    plain = loading.load_model
+    plain = fast.load_model
     monkeypatch.setattr(
-        loading,
+        fast,
         "load_model",
         lambda frontend, **more: loaded.append(Path(frontend.name).name) or plain(frontend, **more),
     )
@@ -181,7 +181,7 @@ def test_memory_and_pictures_are_shared_on_a_gpu(folder: Path, both: TaskSet, mo
         steps.append("pool")
         return closing(SimpleNamespace(close=lambda: steps.append("pool closed")))
 
-    monkeypatch.setattr(loading, "load_model", load)
+    monkeypatch.setattr(fast, "load_model", load)
     monkeypatch.setattr(loading, "LocalEngine", lambda *_, **more: given.append(more) or SimpleNamespace())
     monkeypatch.setattr(fast, "tune", lambda hf: [])
     monkeypatch.setattr(pool, "PicturePool", picture_pool)

@@ -37,11 +37,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[Running]:
-    """A server of an application, in a thread."""
+def running(app: Any, **options: Any) -> Iterator[Running]:
+    """A server of an application, in a thread; ``options`` are uvicorn's."""
     bound = socket.socket()
     bound.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5, **options))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

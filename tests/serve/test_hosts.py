@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,6 +50,9 @@ def test_refused_before_anything_is_sent(url: str, told: str, monkeypatch: pytes
         "0.0.0.0",
         "224.0.0.1",
         "::ffff:10.1.1.1",
+        "2002:7f00:1::",
+        "64:ff9b::a00:1",
+        "::7f00:1",
     ],
 )
 def test_internal_addresses(address: str, monkeypatch: pytest.MonkeyPatch):
@@ -105,9 +109,38 @@ def test_fetches_and_follows_to_allowed_hosts(site: Any):
         ((200, {}, b"x" * 101), "cannot be fetched"),
         ((302, {"Location": "/a"}, b""), "redirected more than"),
         ((302, {"Location": "file:///etc/passwd"}, b""), "found 'file'"),
+        ((302, {"Location": "http://[::1"}, b""), "what is no URL"),
     ],
 )
 def test_cannot_be_had(site: Any, page: Any, told: str):
     site["/a"] = page
     with pytest.raises(RefusalError, match=told):
         fetch("http://pictures.example/a", "images.0", ["pictures.example"], most_bytes=100, seconds=5)
+
+
+@pytest.mark.parametrize("opening", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_host_that_sends_a_byte_now_and_then(opening: bytes, monkeypatch: pytest.MonkeyPatch):
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def drip() -> None:
+        theirs.sendall(opening)
+        while not over.wait(0.05):
+            try:
+                theirs.sendall(b"H")
+            except OSError:
+                return
+
+    monkeypatch.setattr(hosts, "_address", lambda parts, name: "127.0.0.1")
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: ours)
+    thread = threading.Thread(target=drip)
+    thread.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(RefusalError, match="cannot be fetched"):
+            fetch("http://pictures.example/a", "images.0", ["pictures.example"], most_bytes=1000, seconds=0.4)
+    finally:
+        over.set()
+        thread.join()
+        theirs.close()
+    assert time.monotonic() - began < 2

@@ -20,7 +20,7 @@ def job(tokens: int, *, written: bool = False) -> Job:
     encoded = Encoded("", "", np.zeros(tokens, np.int32), np.zeros(tokens, bool), np.zeros((3, tokens), np.int32))
     row = Row(encoded, "t", script=Script((), 1)) if written else Row(encoded, "t", labels=LabelTokens(("a",), ((1,),)))
     mail: Any = None
-    one = Job(lambda: row, mail, row)
+    one = Job(lambda job: row, mail, row)
     one.read_at = time.monotonic()
     return one
 
@@ -31,6 +31,32 @@ def line(*jobs: Job, pack: int = 10, wait: float = 0.2, limit: int = 100, ahead:
         made.enter()
         made.add(one)
     return made
+
+
+def test_those_to_be_written_are_bounded_by_their_tokens():
+    one = line(job(30, written=True), job(10, written=True), ahead=10)
+    one.enter()
+    with pytest.raises(RefusalError, match="answers to 40 tokens are waiting") as refused:
+        one.add(job(1, written=True))
+    assert (refused.value.status, len(one)) == (429, 2)
+    assert [len(job.asked.encoded) for job in one.written(100)] == [30, 10]
+    one.enter()
+    one.add(job(500, written=True))
+    assert len(one) == 1, "one alone may be as long as it likes"
+
+
+def test_nobody_waits_for_what_is_read_slowly():
+    one = line(job(4), wait=30.0)
+    one.enter()
+    one.wait_less()
+    began = time.monotonic()
+    taken = one.take()
+    assert taken is not None
+    assert (len(taken), len(one)) == (1, 1)
+    assert time.monotonic() - began < 10
+    one.close()
+    one.add(None, slowly=True)
+    assert one.take() is None
 
 
 def test_oldest_first_as_many_as_fit():

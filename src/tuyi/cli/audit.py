@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuyi.cli.options import Read, Set
+from tuyi.cli.options import Read, Set, overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tuyi.distill.audit_folder import AuditSummary, TaskAudit
+    from tuyi.task.catalog import TaskSet
 
 __all__ = ["audit"]
 
@@ -24,7 +25,8 @@ def audit(
     out: Annotated[Path, typer.Option(help="Folder for page and corrections file; with --apply the new data file.")],
     task: Annotated[str | None, typer.Option(help="Built-in task or YAML file; default: the model's own.")] = None,
     model: Annotated[
-        str, typer.Option(help="What each fold's model starts from; not one that was trained on DATA.")
+        str,
+        typer.Option(help="What each fold's model starts from, not one that learned DATA; with --apply, whose labels."),
     ] = "builtin:tiny",
     predictions: Annotated[
         Path | None, typer.Option(help="Out-of-sample predictions of DATA; nothing is trained then.")
@@ -45,9 +47,11 @@ def audit(
     from tuyi.errors import ConfigError
 
     console = Console(highlight=False)
-    overrides = [*(set_ or ()), *(f"read.{item}" for item in read or ())]
+    given = overrides(set_, read)
     if apply is not None:
-        _apply(console, data, apply, out, task, apply_suggested, overrides)
+        from tuyi.distill.audit_tasks import audited_tasks
+
+        _apply(console, data, apply, out, audited_tasks(apply, task, model), apply_suggested, given)
         return
     if apply_suggested is not None:
         raise ConfigError(
@@ -56,7 +60,7 @@ def audit(
     from tuyi.distill.audit import audit as audit_rows
     from tuyi.distill.audit import audit_settings
 
-    settings = audit_settings(model, overrides)
+    settings = audit_settings(model, given)
     done = audit_rows(data, out, task=task, model=model, predictions=predictions, settings=settings, console=console)
     _show(console, done)
 
@@ -105,21 +109,20 @@ def _apply(
     data: Path,
     corrections: Path,
     out: Path,
-    task: str | None,
+    tasks: TaskSet,
     apply_suggested: float | None,
-    overrides: list[str],
+    given: list[str],
 ) -> None:
     from tuyi.distill.audit import audit_settings
-    from tuyi.distill.audit_tasks import audited_tasks
     from tuyi.distill.corrected import apply_corrections
 
     done = apply_corrections(
         data,
         corrections,
         out,
-        tasks=audited_tasks(corrections, task),
+        tasks=tasks,
         apply_suggested=apply_suggested,
-        options=audit_settings(overrides=overrides).read,
+        options=audit_settings(overrides=given).read,
     )
     unseen = f" ({done.automatic} of them as suggested, unseen)" if done.automatic else ""
     console.print(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tuyi.cli.options import Read, Set
+from tuyi.cli.options import Read, Set, overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,12 +47,12 @@ def compare_engines(
     def say(line: str, style: str | None = None) -> None:
         console.print(line, style=style, markup=False, soft_wrap=True)
 
-    overrides = [*(set_ or ()), *(f"read.{item}" for item in read or ())]
+    given = overrides(set_, read)
     if limit is not None:
-        rows = _first_rows(data, load_settings(PredictRun, None, overrides).read, out, limit)
+        rows = _first_rows(data, load_settings(PredictRun, None, given).read, out, limit)
     done: dict[str, PredictSummary] = {}
     for name in engine:
-        run = load_settings(PredictRun, None, [*overrides, f"predict.engine={name}"])
+        run = load_settings(PredictRun, None, [*given, f"predict.engine={name}"])
         done[name] = predict(
             model,
             data if limit is None else rows,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Set
+from tuyi.cli.options import BadRow, OnBadRowOption, Set, overrides
 
 __all__ = ["describe"]
 
@@ -27,12 +27,13 @@ def describe(
     """
     from rich.console import Console
 
+    from tuyi.cli.console import teller
     from tuyi.cli.progress import bar
     from tuyi.config import load_settings
     from tuyi.predict.describing import DescribeRun
     from tuyi.predict.describing import describe as describe_files
 
-    run = load_settings(DescribeRun, None, list(set_ or ()))
+    run = load_settings(DescribeRun, None, overrides(set_))
     console = Console(highlight=False)
     with bar(console, "describing") as progress:
         done = describe_files(
@@ -44,7 +45,7 @@ def describe(
             run=run,
             on_bad_row=on_bad_row.value,
             progress=progress,
-            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+            tell=teller(console),
         )
     for problem in done.skipped:
         console.print(f"skipped {problem}", style="yellow", markup=False, soft_wrap=True)

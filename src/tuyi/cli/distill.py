@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set, overrides
 
 __all__ = ["distill"]
 
@@ -45,12 +45,8 @@ def distill(
         "labelled": labelled, "unlabelled": unlabelled, "valid": valid, "out": out, "task": task, "model": model,
         "teacher": teacher,
     }  # fmt: skip
-    overrides = [
-        *(set_ or ()),
-        *(f"read.{item}" for item in read or ()),
-        *([f"distill.rounds={rounds}"] if rounds is not None else ()),
-    ]
-    run = load_settings(DistillRun, config, overrides, **given)
+    limit = [f"distill.rounds={rounds}"] if rounds is not None else []
+    run = load_settings(DistillRun, config, [*overrides(set_, read), *limit], **given)
     console = Console(highlight=False)
     with bar(console, "predicting") as progress:
         done = distill_rows(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set, overrides
 from tuyi.cli.predict import Form
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def ensemble(
     """Average the label probabilities of several predictions files or models, or let them vote."""
     from rich.console import Console
 
+    from tuyi.cli.console import teller
     from tuyi.cli.progress import bar
     from tuyi.cli.tables import print_tables
     from tuyi.config import load_settings
@@ -47,7 +48,7 @@ def ensemble(
         raise ConfigError("--vote and --geometric are two ways to combine; leave one of them out")
     if submission is not None and data is None:
         raise ConfigError("--submission repeats the columns of the test rows; name them with --data")
-    settings = load_settings(EnsembleSettings, None, [*(set_ or ()), *(f"read.{item}" for item in read or ())])
+    settings = load_settings(EnsembleSettings, None, overrides(set_, read))
     how: How = "vote" if vote else "geometric" if geometric else "arithmetic"
     console = Console(highlight=False)
     with bar(console, "predicting") as progress:
@@ -61,7 +62,7 @@ def ensemble(
             settings=settings,
             on_bad_row=on_bad_row.value,
             progress=progress,
-            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+            tell=teller(console),
         )
     print_tables(console, done.tables)
     console.print(f"{done.out}: {done.rows} predictions of {len(done.members)} members", markup=False, soft_wrap=True)

@@ -25,13 +25,19 @@ def export(
     base: Annotated[str | None, typer.Option(help="The adapter's model; default: the one that it names.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Of the weights; default: as they are stored.")] = None,
     shard_size: Annotated[str, typer.Option(help="Most bytes of a weight file.")] = "5GB",
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="What `tuyi evaluate` wrote, for the model card; default: the model's own, if any."),
+    ] = None,
 ) -> None:
-    """Write a model as one folder that transformers and vLLM open; adapters are merged in."""
+    """Write a model as one folder for transformers, vLLM and SGLang, with a model card; adapters are merged in."""
     from rich.console import Console
 
     from tuyi.model.export import export as export_model
 
-    done = export_model(model, out, base=base, dtype=dtype.value if dtype else None, shard_size=shard_size)
+    done = export_model(
+        model, out, base=base, dtype=dtype.value if dtype else None, shard_size=shard_size, evaluation=evaluation
+    )
     merged = f"adapter merged into {done.base}, " if done.base else ""
     files = f"{done.files} weight file{'s' if done.files > 1 else ''}"
     console = Console(highlight=False)

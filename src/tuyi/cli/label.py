@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from tuyi.cli.ensemble import numbers
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
-from tuyi.cli.predict import Engine
+from tuyi.cli.options import BadRow, Engine, OnBadRowOption, Read, Set, overrides
 
 __all__ = ["label"]
 
@@ -31,18 +30,14 @@ def label(
     """Let teachers label rows, and write those that can be trusted with their soft labels."""
     from rich.console import Console
 
+    from tuyi.cli.console import teller
     from tuyi.cli.progress import bar
     from tuyi.cli.tables import print_tables
     from tuyi.config import load_settings
     from tuyi.distill.label import LabelSettings
     from tuyi.distill.label import label as label_rows
 
-    overrides = [
-        *(set_ or ()),
-        *(f"read.{item}" for item in read or ()),
-        *([f"predict.engine={engine.value}"] if engine else ()),
-    ]
-    settings = load_settings(LabelSettings, None, overrides)
+    settings = load_settings(LabelSettings, None, overrides(set_, read, engine))
     console = Console(highlight=False)
     with bar(console, "asking teachers") as progress:
         done = label_rows(
@@ -55,7 +50,7 @@ def label(
             settings=settings,
             on_bad_row=on_bad_row.value,
             progress=progress,
-            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+            tell=teller(console),
         )
     print_tables(console, done.tables)
     console.print(

@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["BadRow", "OnBadRowOption", "Read", "Set"]
+__all__ = ["BadRow", "Engine", "OnBadRowOption", "Read", "Set", "overrides"]
 
 
 class BadRow(StrEnum):
@@ -15,6 +15,15 @@ class BadRow(StrEnum):
 
     stop = "stop"
     skip = "skip"
+
+
+class Engine(StrEnum):
+    """Who runs a model."""
+
+    local = "local"
+    ray = "ray"
+    vllm = "vllm"
+    api = "api"
 
 
 OnBadRowOption: TypeAlias = Annotated[
@@ -29,3 +38,14 @@ Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting by its dotted name, such as budget.max_pixels=200704."),
 ]
+
+
+def overrides(set_: list[str] | None, read: list[str] | None = None, engine: Engine | None = None) -> list[str]:
+    """Settings that options say, as ``--set`` would; later ones win.
+
+    Args:
+        set_, read: The options of these names.
+        engine: Who runs the model, where an option says it.
+    """
+    named = [f"predict.engine={engine.value}"] if engine else []
+    return [*(set_ or ()), *(f"read.{item}" for item in read or ()), *named]

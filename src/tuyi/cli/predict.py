@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, Engine, OnBadRowOption, Read, Set, overrides
 
 __all__ = ["predict"]
 
@@ -18,15 +18,6 @@ class Form(StrEnum):
 
     full = "full"
     bare = "bare"
-
-
-class Engine(StrEnum):
-    """Who runs the model."""
-
-    local = "local"
-    ray = "ray"
-    vllm = "vllm"
-    api = "api"
 
 
 def predict(
@@ -51,18 +42,14 @@ def predict(
     """
     from rich.console import Console
 
+    from tuyi.cli.console import teller
     from tuyi.cli.progress import bar
     from tuyi.config import load_settings
     from tuyi.predict.run import PredictRun
     from tuyi.predict.run import predict as predict_rows
     from tuyi.predict.submission import write_submission
 
-    overrides = [
-        *(set_ or ()),
-        *(f"read.{item}" for item in read or ()),
-        *([f"predict.engine={engine.value}"] if engine else ()),
-    ]
-    run = load_settings(PredictRun, None, overrides)
+    run = load_settings(PredictRun, None, overrides(set_, read, engine))
     console = Console(highlight=False)
     with bar(console, "predicting") as progress:
         done = predict_rows(
@@ -75,7 +62,7 @@ def predict(
             options=run.read,
             on_bad_row=on_bad_row.value,
             progress=progress,
-            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+            tell=teller(console),
         )
     for problem in done.skipped:
         console.print(f"skipped {problem}", style="yellow", markup=False, soft_wrap=True)

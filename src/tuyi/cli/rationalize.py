@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, Engine, OnBadRowOption, Read, Set, overrides
 
 if TYPE_CHECKING:
     from tuyi.distill.rationalize import RationalizeSummary
 
 __all__ = ["rationalize"]
-
-
-class Engine(StrEnum):
-    """Who runs the teacher."""
-
-    local = "local"
-    ray = "ray"
-    vllm = "vllm"
-    api = "api"
 
 
 def rationalize(
@@ -41,18 +31,14 @@ def rationalize(
     """Have a teacher write why each label is right; bad reasons are left out and counted. Started again, it goes on."""
     from rich.console import Console
 
+    from tuyi.cli.console import teller
     from tuyi.cli.progress import bar
     from tuyi.config import load_settings
     from tuyi.distill.rationalize import RationalizeRun
     from tuyi.distill.rationalize import rationalize as write_reasons
 
-    overrides = [
-        *(set_ or ()),
-        *(f"read.{item}" for item in read or ()),
-        *([f"predict.engine={engine.value}"] if engine else ()),
-        *([f"reasons.templates={templates}"] if templates else ()),
-    ]
-    run = load_settings(RationalizeRun, None, overrides)
+    wording = [f"reasons.templates={templates}"] if templates else []
+    run = load_settings(RationalizeRun, None, [*overrides(set_, read, engine), *wording])
     console = Console(highlight=False)
     with bar(console, "asking the teacher") as progress:
         done = write_reasons(
@@ -63,7 +49,7 @@ def rationalize(
             run=run,
             on_bad_row=on_bad_row.value,
             progress=lambda what, rows, total: progress(rows, total),
-            tell=lambda line: console.print(line, style="dim", markup=False, soft_wrap=True),
+            tell=teller(console),
         )
     for problem in done.skipped:
         console.print(f"skipped {problem}", style="yellow", markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set, overrides
 
 __all__ = ["train"]
 
@@ -35,7 +35,7 @@ def train(
     from tuyi.train.settings import TrainRun
 
     given = {"data": data, "out": out, "task": task, "model": model, "valid": valid}
-    run = load_settings(TrainRun, config, [*(set_ or ()), *(f"read.{item}" for item in read or ())], **given)
+    run = load_settings(TrainRun, config, overrides(set_, read), **given)
     console = Console(highlight=False, quiet=not first_process())
     done = train_model(
         run.data,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set
+from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set, overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def tune(
 
     given = {"data": data, "out": out, "task": task, "model": model, "valid": valid}
     more = [f"tune.space.{item}" for item in try_ or ()] + ([f"tune.trials={trials}"] if trials is not None else [])
-    run = load_settings(TuneRun, config, [*(set_ or ()), *(f"read.{item}" for item in read or ()), *more], **given)
+    run = load_settings(TuneRun, config, [*overrides(set_, read), *more], **given)
     console = Console(highlight=False, quiet=not first_process())
     try:
         done = search(

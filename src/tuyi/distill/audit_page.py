@@ -14,10 +14,9 @@ from tuyi.distill.corrections import COLUMNS, corrections_rows
 from tuyi.evaluate.mistakes import Bubble, NearLabel, view
 from tuyi.evaluate.rows import Mistake
 from tuyi.predict.prediction import Prediction
+from tuyi.templates import templates
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from tuyi.data.example import Part
     from tuyi.distill.audit_folder import Asked, AuditSummary
     from tuyi.distill.audited_rows import AuditedRows
@@ -52,7 +51,7 @@ def render_page(summary: AuditSummary, audited: AuditedRows, asked: Asked) -> st
         "cards": shown,
     }
     return (
-        _environment()
+        templates("tuyi.distill", "tuyi.evaluate")
         .get_template("audit.html.j2")
         .render(
             summary=summary,
@@ -70,18 +69,6 @@ def render_page(summary: AuditSummary, audited: AuditedRows, asked: Asked) -> st
             # a text that says </script> must not end the data
             data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         )
-    )
-
-
-def _environment() -> Environment:
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=ChoiceLoader([PackageLoader("tuyi.distill", "templates"), PackageLoader("tuyi.evaluate", "templates")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 

@@ -53,12 +53,18 @@ def tasks_to_ask(task: str | TaskSet | None, model: str, predictions: Path | Non
     return found
 
 
-def audited_tasks(corrections: str | Path, task: str | TaskSet | None) -> TaskSet:
-    """The tasks of the audit that a corrections file is of: the given ones, else those of the audit beside it.
+def audited_tasks(corrections: str | Path, task: str | TaskSet | None, model: str | None = None) -> TaskSet:
+    """The tasks that a corrections file is of.
+
+    Args:
+        corrections: The file.
+        task: They, where they are named.
+        model: Else those of the audit beside the file, else this model's own.
 
     Raises:
-        TaskError: None is given and none lies beside the file.
+        TaskError: None is given, none lies beside the file, and the model has none.
     """
+    from tuyi.model.load import peek
 
     if task is not None:
         return load_tasks(task) if isinstance(task, str) else task
@@ -66,8 +72,12 @@ def audited_tasks(corrections: str | Path, task: str | TaskSet | None) -> TaskSe
     try:
         value = json.loads(record.read_text(encoding="utf-8"))["asked"]["tasks"]
     except (OSError, ValueError, KeyError) as error:
+        info = peek(model) if model is not None else None
+        if info is not None:
+            return info.tasks
         raise TaskError(
-            f"no {RECORD} of an audit lies beside {corrections}, which would say the labels; name the task with --task"
+            f"no {RECORD} of an audit lies beside {corrections}, which would say the labels; name the task with "
+            "--task, or a model that has it with --model"
         ) from error
     return parse_tasks(value, str(record))
 

@@ -171,7 +171,9 @@ class _Maker:
             labels = self._tasks.of(example).labels
             told = example.label if example.label is None or labels is None else labels.canonical(example.label)
             what = (
-                f"its label was {line.given!r} and is {told!r} now" if told != line.given else "it shows something else"
+                f"its label was {line.given!r} and is {told!r} now"
+                if (told or "") != line.given
+                else "it shows something else"
             )
             raise DataError(
                 f"the row has changed since the audit: {what}; audit the data as it is now, or correct the data that "

@@ -22,7 +22,7 @@ from tuyi.task.prompt import Prompt
 from tuyi.task.task import Budget, Task
 from tuyi.vision.spec import ImagePatches, VideoPatches, VisionSpec
 
-__all__ = ["Encoder", "LabelTokens", "Length"]
+__all__ = ["Encoder", "LabelTokens", "Length", "video_budget"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ class Encoder:
             return image_grid(info.width, info.height, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
         from tuyi.vision.video import probe_video, video_grid
 
-        return video_grid(probe_video(part), self.spec, _video_budget(budget, max_pixels))
+        return video_grid(probe_video(part), self.spec, video_budget(budget, max_pixels))
 
     def _patches(
         self, part: Image | Video, budget: Budget, max_pixels: int, look: Look | None = None
@@ -248,7 +248,7 @@ class Encoder:
             return (look or image_patches)(part, self.spec, min(budget.min_pixels, max_pixels), max_pixels)
         from tuyi.vision.video import video_patches
 
-        return video_patches(part, self.spec, _video_budget(budget, max_pixels))
+        return video_patches(part, self.spec, video_budget(budget, max_pixels))
 
     def _visual_length(self, media: Sequence[Image | Video], grids: Sequence[tuple[int, int, int]]) -> int:
         """Tokens of the media with their vision marks; for Qwen3-VL's timestamps an upper bound."""
@@ -309,7 +309,7 @@ def _visual_tokens(grid: tuple[int, int, int], merge_size: int) -> int:
     return t * h * w // merge_size**2
 
 
-def _video_budget(budget: Budget, max_pixels: int) -> Budget:
+def video_budget(budget: Budget, max_pixels: int) -> Budget:
     """A row whose pictures had to shrink shrinks its video frames in the same measure."""
     if max_pixels == budget.max_pixels:
         return budget

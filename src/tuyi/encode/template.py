@@ -20,6 +20,8 @@ from tuyi.errors import ModelError
 __all__ = ["ChatTemplate", "Piece"]
 
 _MARK = re.compile("\ue000(\\d+)\ue001")
+_FEW = 64
+"""Turns and parts of a conversation whose shape is kept; longer ones are whatever a client of a server thinks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class ChatTemplate:
         texts = [part.text for turn in turns for part in turn.parts if isinstance(part, Text)]
         shape = tuple((turn.role, tuple(_kind(part) for part in turn.parts)) for turn in turns)
         pieces: list[Piece] = []
-        for text, special, media, answer in self._shape(shape):
+        render = self._shape if sum(1 + len(kinds) for _, kinds in shape) <= _FEW else self._render
+        for text, special, media, answer in render(shape):
             if media is not None:
                 pieces.append(Piece((), media))
             elif special is not None:

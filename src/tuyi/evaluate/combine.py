@@ -10,7 +10,7 @@ import numpy as np
 
 from tuyi.errors import ConfigError, DataError
 from tuyi.evaluate.bootstrap import Floats
-from tuyi.predict.prediction import Prediction
+from tuyi.predict.prediction import UNSEEN, Prediction, log_chances
 
 __all__ = ["How", "Members", "agreement", "combine", "share_weights"]
 
@@ -18,8 +18,6 @@ How: TypeAlias = Literal["arithmetic", "geometric", "vote"]
 Members: TypeAlias = Mapping[str, Mapping[str, Prediction]]
 """For each member its name and its predictions by id."""
 
-_UNSEEN = -100.0
-"""Log of a probability of 0; a file holds no infinity."""
 _EVEN = 1e-9
 
 
@@ -129,7 +127,7 @@ def _mean(rows: Sequence[Prediction], names: Sequence[str], shares_M: Floats, ho
         chances_K = shares_M @ chances_MK
     else:
         # as the logarithm of 0 would forbid a label that one member alone rules out by rounding
-        logs_K = shares_M @ np.log(np.maximum(chances_MK, math.exp(_UNSEEN)))
+        logs_K = shares_M @ np.log(np.maximum(chances_MK, math.exp(UNSEEN)))
         chances_K = np.exp(logs_K - logs_K.max())
     chances_K = chances_K / chances_K.sum()
     return _prediction(rows, labels[int(chances_K.argmax())], dict(zip(labels, map(float, chances_K))))
@@ -157,5 +155,4 @@ def _prediction(rows: Sequence[Prediction], label: str, chances: dict[str, float
     for cost in ("tokens", "calls", "output_tokens"):
         if all(cost in row.notes for row in rows):
             notes[cost] = sum(row.notes[cost] for row in rows)
-    logs = {name: max(math.log(chance), _UNSEEN) if chance else _UNSEEN for name, chance in chances.items()}
-    return Prediction(rows[0].id, rows[0].task, label, logs, chances, notes=notes)
+    return Prediction(rows[0].id, rows[0].task, label, log_chances(chances), chances, notes=notes)

@@ -8,17 +8,22 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from tuyi.data.example import Image, Part, Text, Video
 from tuyi.errors import MediaError
 from tuyi.evaluate.rows import Mistake
 from tuyi.task.prompt import split_turns
 
-__all__ = ["Bubble", "MistakeView", "NearLabel", "Picture", "thumbnail", "view"]
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+__all__ = ["Bubble", "MistakeView", "NearLabel", "Picture", "film_strip", "thumbnail", "view"]
 
 SPEAKER = re.compile(r"(用户|客服|User|Customer|Agent|Assistant)[ \t]*[:：][ \t]*")
 CUSTOMERS = {"用户", "User", "Customer", "user"}
 SHOWN_BUBBLES, SHOWN_LABELS, SHOWN_PICTURES = 6, 5, 6
+STRIP_FRAMES = 4
 LONG_TEXT = 700
 
 
@@ -84,15 +89,16 @@ class MistakeView:
         return len(pieces) == 1 and isinstance(pieces[0], Picture)
 
 
-def view(mistake: Mistake, side: int) -> MistakeView:
+def view(mistake: Mistake, side: int, pictures: int = SHOWN_PICTURES) -> MistakeView:
     """Everything that the report shows of a mistake.
 
     Args:
         mistake: The row and its prediction.
         side: Longer side of its pictures, in pixels.
+        pictures: Most pictures and videos of it that are shown; the others are named.
     """
     example, prediction = mistake.example, mistake.prediction
-    bubbles = _bubbles(mistake, side)
+    bubbles = _bubbles(mistake, _Pictures(side, pictures))
     notes = []
     if dropped := prediction.notes.get("dropped_turns"):
         notes.append(f"the oldest turns were left out to fit the token budget ({dropped} of them)")
@@ -122,13 +128,12 @@ def _near(mistake: Mistake) -> tuple[NearLabel, ...]:
     return (*near[:SHOWN_LABELS], *(item for item in near[SHOWN_LABELS:] if item.kind == "gold"))
 
 
-def _bubbles(mistake: Mistake, side: int) -> tuple[Bubble, ...]:
+def _bubbles(mistake: Mistake, pictures: _Pictures) -> tuple[Bubble, ...]:
     example = mistake.example
     content: Iterable[Part] = example.content
     if mistake.task is not None:
         content = chain.from_iterable(mistake.task.ask(example).turns)
     spoken = [(turn.role, turn.parts) for turn in example.history if turn.role != "system"]
-    pictures = _Pictures(side)
     found = [_bubble(parts, role, pictures) for role, parts in spoken]
     found += [_bubble(parts, "", pictures) for parts in split_turns(tuple(content), SPEAKER)]
     return tuple(bubble for bubble in found if bubble.pieces)
@@ -150,21 +155,20 @@ def _bubble(parts: tuple[Part, ...], speaker: str, pictures: _Pictures) -> Bubbl
 
 
 class _Pictures:
-    """Embeds the first pictures of a row and names the others."""
+    """Embeds the first pictures and videos of a row and names the others."""
 
-    def __init__(self, side: int) -> None:
-        self.side = side
+    def __init__(self, side: int, most: int) -> None:
+        self.side, self.most = side, most
         self.count = 0
 
     def of(self, media: Image | Video) -> Picture:
         name = media.name or (media.source.name if not isinstance(media.source, bytes) else str(media))
-        if isinstance(media, Video):
-            return Picture(name, problem="a video")
         self.count += 1
-        if self.count > SHOWN_PICTURES:
-            return Picture(name, problem=f"only the first {SHOWN_PICTURES} pictures of a row are shown")
+        if self.count > self.most:
+            return Picture(name, problem=f"only the first {self.most} pictures of a row are shown")
         try:
-            return Picture(name, uri=thumbnail(media, self.side))
+            small = film_strip(media, self.side) if isinstance(media, Video) else thumbnail(media, self.side)
+            return Picture(name, uri=small)
         except MediaError as error:
             return Picture(name, problem=error.message)
 
@@ -183,6 +187,39 @@ def thumbnail(image: Image, side: int) -> str:
 
     picture = load_rgb(image)
     picture.thumbnail((side, side))
+    return _data_url(picture)
+
+
+def film_strip(video: Video, side: int) -> str:
+    """A few frames of a video beside each other, as a small JPEG in a ``data:`` address.
+
+    Args:
+        video: The video.
+        side: Longer side of a frame in pixels.
+
+    Raises:
+        MediaError: The video cannot be opened.
+    """
+    from PIL import Image as Pillow
+
+    from tuyi.vision.video_file import probe_video, read_frames
+
+    many = probe_video(video).frames
+    count = min(STRIP_FRAMES, many)
+    frames = [
+        Pillow.fromarray(frame)
+        for frame in read_frames(video, [(2 * k + 1) * many // (2 * count) for k in range(count)])
+    ]
+    for frame in frames:
+        frame.thumbnail((side, side))
+    wide, tall = frames[0].size
+    strip = Pillow.new("RGB", ((wide + 4) * count - 4, tall), "white")
+    for number, frame in enumerate(frames):
+        strip.paste(frame, (number * (wide + 4), 0))
+    return _data_url(strip)
+
+
+def _data_url(picture: Pillow.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=82, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tuyi.templates import templates
+
 __all__ = ["PageTable", "render_page"]
 
 
@@ -35,16 +37,6 @@ def render_page(kicker: str, title: str, lead: str, tables: Sequence[PageTable],
         tables: In order; those without rows are left out.
         made: How it was made, by name.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tuyi.evaluate", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [table for table in tables if table.rows]
-    return environment.get_template("tables.html.j2").render(
-        kicker=kicker, title=title, lead=lead, tables=shown, made=made
-    )
+    page = templates("tuyi.evaluate").get_template("tables.html.j2")
+    return page.render(kicker=kicker, title=title, lead=lead, tables=shown, made=made)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tuyi.errors import OutputError
 from tuyi.evaluate import charts, mistakes, wording
 from tuyi.evaluate.metrics import versions
+from tuyi.templates import templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,15 +63,7 @@ def render_report(evaluation: Evaluation) -> str:
 
 
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tuyi.evaluate", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("tuyi.evaluate")
     environment.filters["share"] = lambda value: f"{value * 100:.2f}%"
     environment.filters["points"] = lambda value: f"{value * 100:+.1f}"
     environment.filters["three"] = lambda value: f"{value:.3f}"

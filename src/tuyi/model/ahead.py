@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
@@ -17,7 +17,7 @@ from tuyi.errors import DataError
 from tuyi.model.forward import Batch
 from tuyi.vision.pool import PicturePool
 
-__all__ = ["Ahead", "Coming", "Made"]
+__all__ = ["Ahead", "Coming", "Copies", "Made"]
 
 
 class Made(Protocol):
@@ -28,6 +28,7 @@ class Made(Protocol):
 
 
 T = TypeVar("T", bound=Made)
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -36,6 +37,35 @@ class Coming(Generic[T]):
 
     pack: Future[T | None]
     rows: Sequence[Future[Encoded]]
+
+
+class Copies:
+    """Copies to a device while it works on something else.
+
+    Args:
+        device: Which.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def made(self, make: Callable[[], B], batch_of: Callable[[B], Batch]) -> B:
+        """What ``make`` makes of tensors of this machine, under a stream of its own; its batch is on the device then.
+
+        Args:
+            make: Copies a batch to the device.
+            batch_of: The batch of what it makes.
+        """
+        if self._stream is None:
+            return make()
+        with torch.cuda.stream(self._stream):
+            made = make()
+        self._stream.synchronize()  # waits in this thread alone; then the host's memory is free again
+        runs_on = torch.cuda.default_stream(self._device)
+        for tensor in batch_of(made).tensors():
+            tensor.record_stream(runs_on)
+        return made
 
 
 class Ahead:
@@ -55,7 +85,7 @@ class Ahead:
     ) -> None:  # fmt: skip
         self.device, self.workers = device, workers
         self._pool, self._on_bad_row = pool, on_bad_row
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = Copies(device)
         self._rows = ThreadPoolExecutor(workers, "rows")
         self._packs = ThreadPoolExecutor(1, "packs")
 
@@ -97,14 +127,7 @@ class Ahead:
         encoded = [row for row in map(self._result, coming) if row is not None]
         if not encoded:
             return None
-        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
-            made = make(encoded)
-        if self._stream is not None:
-            self._stream.synchronize()  # waits in this thread alone; then the host's memory is free again
-            runs_on = torch.cuda.default_stream(self.device)
-            for tensor in made.batch.tensors():
-                tensor.record_stream(runs_on)
-        return made
+        return self._copies.made(lambda: make(encoded), lambda made: made.batch)
 
     def _result(self, row: Future[Encoded]) -> Encoded | None:
         try:

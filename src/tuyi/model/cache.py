@@ -6,7 +6,7 @@ copied while rows grow, and rows come and go without touching each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,17 +70,33 @@ class KeyValueCache:
 
     def take(self, sizes: Sequence[int]) -> list[Room] | None:
         """Rooms of these sizes, each where it first fits; None, and nothing taken, where not all of them fit."""
+        taken = list(self._taken)
+        rooms = self._first_fits(taken, sizes)
+        if rooms is not None:
+            self._taken = taken
+        return rooms
+
+    def fits(self, sizes: Sequence[int], without: Collection[Room] = ()) -> bool:
+        """Whether rows of these sizes could be taken, were it not for some that are."""
+        return self._first_fits([room for room in self._taken if room not in without], sizes) is not None
+
+    def shrink(self, room: Room, size: int) -> Room:
+        """Give the end of a room back; what is left of it."""
+        smaller = Room(room.begin, size)
+        self._taken[self._taken.index(room)] = smaller
+        return smaller
+
+    def _first_fits(self, taken: list[Room], sizes: Sequence[int]) -> list[Room] | None:
         rooms: list[Room] = []
         for size in sizes:
             at = begin = 0
-            while at < len(self._taken) and self._taken[at].begin - begin < size:
-                begin = self._taken[at].end
+            while at < len(taken) and taken[at].begin - begin < size:
+                begin = taken[at].end
                 at += 1
-            if at == len(self._taken) and self.tokens - begin < size:
-                self.give_back(rooms)
+            if at == len(taken) and self.tokens - begin < size:
                 return None
             rooms.append(Room(begin, size))
-            self._taken.insert(at, rooms[-1])
+            taken.insert(at, rooms[-1])
         return rooms
 
     def give_back(self, rooms: Sequence[Room]) -> None:
@@ -102,9 +118,9 @@ class KeyValueCache:
             place.index_copy_(0, slots, new)
 
     def move(self, old: Room, new: Room, length: int) -> None:
-        """Copy the first tokens of a room to another."""
+        """Copy the first tokens of a room to another, both of which are taken and so apart."""
         assert self._values is not None, "the room has something in it"
-        moved = self._values[:, :, old.begin : old.begin + length].clone()
+        moved = self._values[:, :, old.begin : old.begin + length]
         self._values[:, :, new.begin : new.begin + length] = moved
 
 

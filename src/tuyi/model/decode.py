@@ -18,7 +18,7 @@ from tuyi.model.forward import Batch, on_device, to_device
 from tuyi.model.kept import Store
 from tuyi.model.load import Model
 
-__all__ = ["Decoder", "Live", "extended"]
+__all__ = ["Decoder", "Live", "common_tokens", "extended"]
 
 _ROWS_OF_LOGITS = 512
 
@@ -63,7 +63,8 @@ class Decoder:
     """Lets rows go on token by token, all of them together.
 
     Rows :meth:`join` with their prompts, go on with :meth:`extend` (text tokens) or :meth:`append` (anything encoded),
-    and :meth:`leave`. In between, their answers can be scored label by label with :meth:`branch`.
+    and :meth:`leave`. In between, their answers can be scored label by label with :meth:`branch`, and others begin as
+    they do with :meth:`fork`.
 
     Args:
         model: The model.
@@ -162,7 +163,7 @@ class Decoder:
             cache has no room.
         """
         sizes = [len(whole) + extra for whole, extra in zip(encoded, more, strict=True)]
-        common = [_common(row, whole) for row, whole in zip(rows, encoded, strict=True)]
+        common = [common_tokens(row, whole) for row, whole in zip(rows, encoded, strict=True)]
         if not self._grow(rows, sizes, common):
             return None
         for row, at in zip(rows, common):
@@ -176,6 +177,25 @@ class Decoder:
             live = _live(whole, row.room)
             row.ids, row.place, row.media = live.ids, live.place, live.media
         return logits
+
+    @torch.inference_mode()
+    def fork(self, row: Live, length: int, size: int) -> Live | None:
+        """Let another row begin as one does, which stays as it is.
+
+        Args:
+            row: A row of the cache.
+            length: Tokens that they have in common, at least one; no picture goes on behind them.
+            size: Tokens that the other may come to have.
+
+        Returns:
+            The other row, to go on with :meth:`append`; None, and nothing done, where the cache has no room.
+        """
+        rooms = self.cache.take([size])
+        if rooms is None:
+            return None
+        self.cache.move(row.room, rooms[0], length)
+        media = tuple(one for one in row.media if one[0] < length)
+        return Live(rooms[0], row.ids[:length], row.place - (len(row) - length), media)
 
     def branch(
         self, rows: Sequence[Live], ids: Sequence[Sequence[int]], labels: Sequence[LabelTokens]
@@ -263,7 +283,7 @@ def _sources(packed: Pack) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.concatenate(parts).astype(np.int64)
 
 
-def _common(row: Live, whole: Encoded) -> int:
+def common_tokens(row: Live, whole: Encoded) -> int:
     """Tokens at the start that row and conversation share, equal pictures included; never the conversation's last."""
     most = min(len(row), len(whole) - 1)
     differ = np.flatnonzero(np.asarray(row.ids[:most]) != whole.ids[:most])

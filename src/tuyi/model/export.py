@@ -11,16 +11,20 @@ from typing import Any
 
 from tuyi.errors import ConfigError, ModelError, OutputError
 from tuyi.model.adapters import ADAPTER, merge_adapter, read_adapter
+from tuyi.model.card import Card, render_card
 from tuyi.model.folder import FolderInfo, read_info, versions, write_info
 from tuyi.model.load import Frontend, load_frontend, load_model
+from tuyi.model.measured import Measured, read_measured
+from tuyi.model.peers import limit_pictures
 from tuyi.model.tiny import NAMES
 from tuyi.model.write import weight_errors, write_model
 from tuyi.task.catalog import TaskSet
-from tuyi.whole import output_errors
+from tuyi.whole import output_errors, write_whole
 
 __all__ = ["ExportSummary", "export"]
 
 _DTYPES = ("bfloat16", "float16", "float32")
+_CARD = "README.md"
 _RUN = "run.json"  # what `tuyi train` was asked to do
 
 
@@ -46,9 +50,15 @@ class ExportSummary:
 
 
 def export(
-    model: str | Path, out: str | Path, *, base: str | None = None, dtype: str | None = None, shard_size: str = "5GB"
+    model: str | Path,
+    out: str | Path,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    evaluation: str | Path | None = None,
 ) -> ExportSummary:
-    """Write a model as one whole folder that transformers and vLLM open; adapters are merged in.
+    """Write a model as one whole folder that transformers and vLLM open, with a model card; adapters are merged in.
 
     An adapter is added into its base model's weights on the CPU, in float32, and rounded once.
 
@@ -58,10 +68,12 @@ def export(
         base: The model that an adapter belongs to, where it is not the one that the adapter names.
         dtype: ``bfloat16``, ``float16`` or ``float32``; as the model, or the adapter's base, is stored where not given.
         shard_size: Most bytes of a weight file.
+        evaluation: The folder that `tuyi evaluate` wrote, for the card; the model's own folder, where not given and it
+            holds a ``metrics.json``.
 
     Raises:
         ModelError: There is no such model, or the adapter does not fit its base.
-        ConfigError: ``dtype``, ``shard_size`` or ``base`` cannot be used.
+        ConfigError: ``dtype``, ``shard_size``, ``base`` or ``evaluation`` cannot be used.
         OutputError: ``out`` is taken or cannot be written; nothing is left there then.
     """
     folder, out = Path(model), Path(out).absolute()
@@ -73,8 +85,13 @@ def export(
         frontend = load_frontend(_whole_model(str(model)))
     else:
         frontend = _base_of(adapter, base)
-    hf, written = _weights(frontend, adapter, dtype)
     info = _remembered(folder)
+    measured = _measured(folder, evaluation, info)
+    hf, written = _weights(frontend, adapter, dtype)
+    made_from = info.base_model if info else frontend.name if adapter else None
+    card = render_card(Card(out.name, frontend, info, made_from, written, measured))
+    if info is not None:
+        limit_pictures(frontend.processor, info.tasks)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with weight_errors(out):
@@ -82,6 +99,7 @@ def export(
             write_model(hf, frontend.processor, part, shard_size=shard_size)
         if info is not None:
             write_info(part, info)
+        write_whole(part / _CARD, card)
         with output_errors(out):
             for file in part.iterdir():
                 _to_disk(file)
@@ -172,6 +190,14 @@ def _remembered(folder: Path) -> FolderInfo | None:
         versions=versions(),
         settings=run["settings"],
     )
+
+
+def _measured(folder: Path, evaluation: str | Path | None, info: FolderInfo | None) -> Measured | None:
+    """The evaluation that the card shows; one that lies in a run's folder is of its finished model."""
+    if evaluation is not None:
+        return read_measured(Path(evaluation), info)
+    own = folder.parent if folder.name == "adapter" else folder
+    return read_measured(own, info) if (own / "metrics.json").is_file() else None
 
 
 def _to_disk(file: Path) -> None:

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tuyi.model.attention import choose_kernels, register
+from tuyi.model.load import Frontend, Model, load_model
 
-__all__ = ["compile_blocks", "tune"]
+__all__ = ["compile_blocks", "load_tuned", "tune"]
+
+
+def load_tuned(frontend: Frontend, device: str | None, dtype: str | None, tell: Callable[[str], None]) -> Model:
+    """Load a model that is going to answer, with the fastest kernels of its device.
+
+    Args:
+        frontend, device, dtype: As for :func:`~tuyi.model.load.load_model`.
+        tell: Called with lines that say what was chosen.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
+    model = load_model(frontend, device=device, dtype=dtype)
+    for line in tune(model.hf):
+        tell(line)
+    return model
 
 
 def tune(model: Any, *, gradient: bool = False, device: Any = None, dtype: Any = None) -> list[str]:

@@ -19,9 +19,24 @@ from tuyi.errors import ModelError
 from tuyi.task.catalog import TaskSet
 from tuyi.whole import write_whole
 
-__all__ = ["FILE", "FolderInfo", "need_one_model", "read_info", "temperature", "versions", "write_info"]
+__all__ = ["FILE", "FolderInfo", "SeenRows", "need_one_model", "read_info", "temperature", "versions", "write_info"]
 
 FILE = "tuyi.json"
+
+
+class SeenRows(BaseModel):
+    """Rows of one task that a model was trained or validated on, counted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    labels: dict[str, int] = Field(default_factory=dict)
+    """Rows of each label, in the task's order; empty for an open task."""
+    with_pictures: int = 0
+    most_pictures: int = 0
+    """Pictures of the row that has most of them."""
+    with_videos: int = 0
+    most_videos: int = 0
 
 
 class FolderInfo(BaseModel):
@@ -43,6 +58,8 @@ class FolderInfo(BaseModel):
     """For each task the temperature that ``tuyi evaluate`` fitted."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """Scores on the rows it was validated on."""
+    data: dict[str, dict[str, SeenRows]] = Field(default_factory=dict)
+    """For ``train`` and ``valid``, where there was one, what each task's rows were."""
     members: dict[str, str] = Field(default_factory=dict)
     """For each task the subfolder with its model, where each was trained apart; the folder has no weights itself."""
 

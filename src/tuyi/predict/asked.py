@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,11 @@ from tuyi.encode.template import ChatTemplate
 from tuyi.model.folder import FolderInfo
 from tuyi.predict.calibrated import calibrated
 from tuyi.predict.decoded import END, LabelMass, Step, label_masses
-from tuyi.predict.prediction import Prediction
+from tuyi.predict.prediction import Prediction, log_chances
 from tuyi.predict.written import AnswerForm, Said, WrongAnswerError
 from tuyi.vision.spec import ImagePatches, VisionSpec
 
 __all__ = ["Answer", "Cost", "TokenBytes", "Written", "answered", "predicted", "spread", "unpatchify"]
-
-_UNSEEN = -100.0
-"""The log-probability of a label of which the decoded path shows no probability at all; a file holds no infinity."""
 
 
 class TokenBytes:
@@ -218,7 +214,7 @@ def predicted(
     notes["probabilities"] = "from the decoded path" if masses else "none given"
     if masses is None:
         return Prediction(asked.id, task.name, said.label, {}, {}, said.rationale, notes)
-    logs = {name: max(math.log(mass), _UNSEEN) if mass else _UNSEEN for name, mass in masses.masses.items()}
+    logs = log_chances(masses.masses)
     chances = calibrated(logs, info, task.name)
     label = masses.best if is_bound else said.label
     return Prediction(asked.id, task.name, label, logs, chances, said.rationale, notes)

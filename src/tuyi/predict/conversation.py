@@ -200,14 +200,12 @@ def open_conversation(
         TaskError: An unknown or wrong budget setting.
         ConfigError: The answer alone fills the budget.
     """
-    from tuyi.model.fast import tune
-    from tuyi.model.load import load_frontend, load_model
+    from tuyi.model.fast import load_tuned
+    from tuyi.model.load import load_frontend
 
     settings = settings or ChatSettings()
     frontend = load_frontend(str(model))
     kept = chat_budget(frontend.info, budget, tell)
     talk_task("chat", kept, settings.max_tokens)  # a setting that cannot work is told before weights are loaded
-    loaded = load_model(frontend, device=settings.device, dtype=settings.precision)
-    for line in tune(loaded.hf):
-        tell(line)
+    loaded = load_tuned(frontend, settings.device, settings.precision, tell)
     return Conversation(loaded, kept, settings, tell)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from tuyi.config import Settings
 from tuyi.data.example import Example, Image, Video
 from tuyi.data.formats.folder import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from tuyi.encode.encoder import Encoder
-from tuyi.encode.survey import OnBadRow, survey
+from tuyi.encode.survey import OnBadRow
 from tuyi.errors import ConfigError, DataError, Place
 from tuyi.model.folder import FolderInfo, need_one_model
 from tuyi.predict.limits import keep_limits
 from tuyi.predict.resume import resume, run_record
+from tuyi.predict.run import Answering, answer_rows
 from tuyi.predict.settings import PredictSettings
 from tuyi.predict.talk import chat_budget, talk_task
 from tuyi.task.catalog import TaskSet
@@ -84,8 +84,6 @@ def describe(
         OutputError: ``out`` holds answers of another model or to another question.
     """
     from tuyi.model.load import load_frontend
-    from tuyi.predict.loading import Job
-    from tuyi.predict.opening import open_engine
 
     run, out = run or DescribeRun(), Path(out)
     if not question.strip():
@@ -98,23 +96,9 @@ def describe(
     tasks = keep_limits(tasks, encoder, run.predict)
     encoder = Encoder(frontend.tokenizer, frontend.spec, tasks)
     done = resume(out, run_record(str(model), "files", tasks, None, run.predict))
-    rows = survey(_rows(files), encoder, labelled=False, on_bad_row=on_bad_row, wanted=lambda row: row.id not in done)
-    skipped = list(rows.skipped)
-    skip = None if on_bad_row == "stop" else (lambda error: skipped.append(str(error)))
-    engine = open_engine(Job(str(model), tasks, run.predict, rows=len(rows), skip=skip), encoder, frontend, tell=tell)
-    made = cut = 0
-    with (
-        closing(engine),
-        out.open("a", encoding="utf-8") as file,
-        closing(engine.predict(zip(rows.rows, rows.tokens))) as answers,
-    ):
-        for predictions in answers:
-            file.writelines(prediction.to_json() + "\n" for prediction in predictions)
-            file.flush()
-            made += len(predictions)
-            cut += sum("cut_free" in prediction.notes for prediction in predictions)
-            progress(len(done) + made, len(done) + len(rows))
-    return Described(out, len(done) + made, len(done), cut, tuple(skipped))
+    how = Answering(str(model), frontend, encoder, run.predict, on_bad_row, progress, tell)
+    found = answer_rows(_rows(files), how, out, done, lambda prediction: "cut_free" in prediction.notes)
+    return Described(out, len(done) + found.made, len(done), found.counted, found.skipped)
 
 
 def _asked_task(

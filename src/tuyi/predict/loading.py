@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import ModelError, TuyiError
-from tuyi.model.load import Frontend, Model, load_frontend, load_model
+from tuyi.model.load import Frontend, Model, load_frontend
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import WINDOW, LocalEngine
 from tuyi.predict.members import MembersEngine
@@ -132,14 +132,11 @@ def _close(engines: Sequence[LocalEngine]) -> None:
 
 
 def _load(part: _Part, tell: Callable[[str], None]) -> Model:
-    from tuyi.model.fast import tune
+    from tuyi.model.fast import load_tuned
 
     settings = part.job.settings
     kind = "bfloat16" if settings.precision == "fp8" else settings.precision
-    model = load_model(part.frontend, device=settings.device, dtype=kind)
-    for line in tune(model.hf):
-        tell(line)
-    return model
+    return load_tuned(part.frontend, settings.device, kind, tell)
 
 
 def _engine(job: Job, model: Model, pool: PicturePool | None, models: int) -> LocalEngine:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import Encoder
@@ -23,7 +22,7 @@ from tuyi.predict.clock import Clock
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.feed import Feed, Ready
 from tuyi.predict.prediction import Prediction
-from tuyi.predict.scoring import gather_labels, score_tokens
+from tuyi.predict.scoring import Arriving, gather_labels, score_tokens
 from tuyi.vision.pool import PicturePool
 
 __all__ = ["LocalEngine"]
@@ -34,11 +33,10 @@ WINDOW = 1024
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Scored:
-    """A pack that has been handed to the device: its scores arrive there once ``done`` has happened."""
+    """A pack that has been handed to the device."""
 
     ready: Ready
-    scores: Tensor
-    done: torch.cuda.Event | None
+    scores: Arriving
 
 
 class LocalEngine:
@@ -136,21 +134,13 @@ class LocalEngine:
             scores = score_tokens(self.model, ready.batch, ready.pack, self._kept)
             self._kept.drop_but(ready.keys)
         self._clock.scored()
-        if not scores.is_cuda:
-            return _Scored(ready, scores, None)
-        done = torch.cuda.Event()
-        host = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True)
-        host.copy_(scores, non_blocking=True)
-        done.record()
-        return _Scored(ready, host, done)
+        return _Scored(ready, Arriving.of(scores))
 
     def _finish(self, scored: _Scored) -> list[Prediction]:
         """The predictions of a pack, waiting for them where they are not there yet."""
-        if scored.done is not None:
-            scored.done.synchronize()
         ready = scored.ready
         assert ready.labels is not None, "rows with free text are not scored like this"
-        found = gather_labels(scored.scores, ready.pack, ready.labels)
+        found = gather_labels(scored.scores.wait(), ready.pack, ready.labels)
         return [
             self._prediction(row, labels.names, logprobs)
             for row, labels, logprobs in zip(ready.encoded, ready.labels, found)

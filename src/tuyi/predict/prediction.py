@@ -16,7 +16,10 @@ from typing import Any
 
 from tuyi.errors import FormatError, Place
 
-__all__ = ["Prediction", "read_predictions", "read_run", "run_file"]
+__all__ = ["UNSEEN", "Prediction", "log_chances", "read_predictions", "read_run", "run_file"]
+
+UNSEEN = -100.0
+"""Log of a probability of 0, or of one too small to tell from it; a file holds no infinity."""
 
 _TEXTS = ("id", "task", "label")
 _NUMBERS = ("logprobs", "probabilities")
@@ -120,6 +123,11 @@ def _check_distribution(label: str, logprobs: dict[str, float], probabilities: d
         raise FormatError(
             f"probabilities: expected none below 0 and a sum of 1, found lowest {low:g} and sum {total:g}"
         )
+
+
+def log_chances(chances: Mapping[str, float]) -> dict[str, float]:
+    """Natural logs of probabilities, none below :data:`UNSEEN`."""
+    return {name: max(math.log(chance), UNSEEN) if chance else UNSEEN for name, chance in chances.items()}
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tuyi.data.example import Example
 from tuyi.data.options import ReadOptions
+from tuyi.data.problem import Problem
 from tuyi.data.source import scan
 from tuyi.encode.encoder import Encoder
 from tuyi.encode.survey import OnBadRow, Survey, survey
@@ -23,7 +25,10 @@ from tuyi.predict.settings import PredictRun, PredictSettings
 from tuyi.task.answer import Free
 from tuyi.task.catalog import TaskSet
 
-__all__ = ["PredictRun", "PredictSettings", "PredictSummary", "predict"]
+if TYPE_CHECKING:
+    from tuyi.model.load import Frontend
+
+__all__ = ["Answering", "PredictRun", "PredictSettings", "PredictSummary", "answer_rows", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +97,6 @@ def predict(
         OutputError: ``out`` holds predictions of another model or data set.
     """
     from tuyi.model.load import load_frontend, peek
-    from tuyi.predict.loading import Job
-    from tuyi.predict.local import LocalEngine
-    from tuyi.predict.opening import open_engine
 
     settings, out = settings or PredictSettings(), Path(out)
     info = peek(str(model))
@@ -116,29 +118,96 @@ def predict(
         tasks, encoder = limited, Encoder(frontend.tokenizer, frontend.spec, limited)
     run = run_record(str(model), str(data), tasks, info, settings)
     done = resume(out, run)
+    found = answer_rows(
+        scan(data, options),
+        Answering(str(model), frontend, encoder, settings, on_bad_row, progress, tell, tries_fp8=True),
+        out,
+        done,
+        _is_shortened,
+    )
+    is_limited = settings.max_calls is not None or settings.max_output_tokens is not None
+    cost = None
+    if is_limited or any(one.answer.has_free for one in tasks):
+        cost = cost_of(read_predictions(out), settings)
+    return PredictSummary(
+        out, tasks, len(done) + found.made, len(done), found.counted, found.skipped, cost, found.seconds, found.spent
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answering:
+    """How rows are answered.
+
+    Args:
+        model, frontend, encoder: Who is asked, and in whose words; the encoder's tasks are what is asked.
+        settings, on_bad_row, progress, tell: As for :func:`predict`.
+        tries_fp8: Whether fp8, where the settings ask for it, is compared with bfloat16 on some of the rows first.
+    """
+
+    model: str
+    frontend: Frontend
+    encoder: Encoder
+    settings: PredictSettings
+    on_bad_row: OnBadRow
+    progress: Callable[[int, int], None]
+    tell: Callable[[str], None]
+    tries_fp8: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of rows: predictions made, how many of them counted, rows left out; time as in the summary."""
+
+    made: int
+    counted: int
+    skipped: tuple[str, ...]
+    seconds: float
+    spent: Mapping[str, float]
+
+
+def answer_rows(
+    examples: Iterable[Example | Problem],
+    how: Answering,
+    out: Path,
+    done: Collection[str],
+    counts: Callable[[Prediction], bool],
+) -> Answered:
+    """Look at every row, start an engine, and append its predictions to a file as they are made.
+
+    Args:
+        examples: The rows.
+        how: Who answers them.
+        out: The predictions file; what it holds stays.
+        done: Ids of the rows that are in it, which are passed over.
+        counts: Which predictions are counted.
+
+    Raises:
+        DataError, ModelError, ConfigError, EngineError: As :func:`predict`.
+    """
+    from tuyi.predict.loading import Job
+    from tuyi.predict.local import LocalEngine
+    from tuyi.predict.opening import open_engine
+
     rows = survey(
-        scan(data, options), encoder, labelled=False, on_bad_row=on_bad_row, wanted=lambda row: row.id not in done
+        examples, how.encoder, labelled=False, on_bad_row=how.on_bad_row, wanted=lambda row: row.id not in done
     )
     skipped = list(rows.skipped)
-    skip = None if on_bad_row == "stop" else (lambda error: skipped.append(str(error)))
-    job = Job(str(model), tasks, settings, rows=len(rows), skip=skip)
-    engine = open_engine(job, encoder, frontend, trial=_trial(rows, settings), tell=tell)
+    skip = None if how.on_bad_row == "stop" else (lambda error: skipped.append(str(error)))
+    job = Job(how.model, how.encoder.tasks, how.settings, rows=len(rows), skip=skip)
+    trial = _trial(rows, how.settings) if how.tries_fp8 else []
+    engine = open_engine(job, how.encoder, how.frontend, trial=trial, tell=how.tell)
     started = time.perf_counter()
-    made, shortened = 0, 0
+    made = counted = 0
     with closing(engine), out.open("a", encoding="utf-8") as file, closing(engine.predict(_sized(rows))) as answers:
         for predictions in answers:
             file.writelines(prediction.to_json() + "\n" for prediction in predictions)
             file.flush()
             made += len(predictions)
-            shortened += sum(_is_shortened(prediction) for prediction in predictions)
-            progress(len(done) + made, len(done) + len(rows))
+            counted += sum(map(counts, predictions))
+            how.progress(len(done) + made, len(done) + len(rows))
         seconds = time.perf_counter() - started
         spent = engine.spent() if isinstance(engine, LocalEngine) else {}
-    is_limited = settings.max_calls is not None or settings.max_output_tokens is not None
-    cost = None
-    if is_limited or any(one.answer.has_free for one in tasks):
-        cost = cost_of(read_predictions(out), settings)
-    return PredictSummary(out, tasks, len(done) + made, len(done), shortened, tuple(skipped), cost, seconds, spent)
+    return Answered(made, counted, tuple(skipped), seconds, spent)
 
 
 def _shortened(tasks: TaskSet, limited: TaskSet) -> Iterator[str]:

@@ -8,6 +8,7 @@ sequence of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tuyi.model.forward import Batch, to_device
 from tuyi.model.kept import Kept
 from tuyi.model.load import Model
 
-__all__ = ["gather_labels", "score_labels", "score_tokens"]
+__all__ = ["Arriving", "gather_labels", "in_reading_order", "score_labels", "score_tokens"]
 
 _ROWS_OF_LOGITS = 512  # kept positions whose logits are held at once: a vocabulary of 152k in float32 is 0.6 MB each
 
@@ -66,6 +67,53 @@ def score_tokens(model: Model, batch: Batch, packed: Pack, kept: Kept | None = N
     return torch.cat(scores)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Arriving:
+    """Scores on their way from the device: they have arrived once ``done`` has happened.
+
+    Args:
+        scores: float32, shape (N,), on the CPU.
+        done: None where they are there.
+    """
+
+    scores: Tensor
+    done: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, scores_N: Tensor) -> Arriving:
+        """Scores that :func:`score_tokens` has begun; on a GPU this returns long before they are there."""
+        if not scores_N.is_cuda:
+            return cls(scores_N, None)
+        host = torch.empty(scores_N.shape, dtype=scores_N.dtype, pin_memory=True)
+        host.copy_(scores_N, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return cls(host, done)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether they have arrived."""
+        return self.done is None or bool(self.done.query())
+
+    def wait(self) -> Tensor:
+        """The scores, once they have."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.scores
+
+
+def in_reading_order(scores_N: Tensor, packed: Pack) -> NDArray[np.float64]:
+    """Log-probabilities of the tokens of labels, row by row, label by label.
+
+    Args:
+        scores_N: As :func:`score_tokens` returns them, on the CPU.
+        packed: The pack.
+    """
+    tokens = np.empty(len(scores_N))
+    tokens[packed.order] = scores_N.double().numpy()
+    return tokens
+
+
 def gather_labels(scores_N: Tensor, packed: Pack, labels: Sequence[LabelTokens]) -> list[NDArray[np.float32]]:
     """Log-probabilities of whole labels from those of their tokens.
 
@@ -77,8 +125,7 @@ def gather_labels(scores_N: Tensor, packed: Pack, labels: Sequence[LabelTokens])
     Returns:
         As :func:`score_labels`.
     """
-    tokens = np.empty(len(scores_N))
-    tokens[packed.order] = scores_N.double().numpy()
+    tokens = in_reading_order(scores_N, packed)
     sizes = [len(ids) for answers in labels for ids in answers.ids]
     each = np.add.reduceat(tokens, np.cumsum([0, *sizes[:-1]]))
     cuts = np.cumsum([len(answers.names) for answers in labels])[:-1]

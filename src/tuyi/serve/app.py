@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from tuyi.serve.engine import Engine
-from tuyi.serve.guard import Guard, read_tokens
+from tuyi.serve.guard import Guard, owner_of, read_tokens
 from tuyi.serve.line import Line
 from tuyi.serve.metrics import Metrics
 from tuyi.serve.opening import Served
@@ -23,38 +23,63 @@ from tuyi.serve.service import Service
 from tuyi.serve.settings import ServeSettings
 from tuyi.serve.writer import Writer
 
+if TYPE_CHECKING:
+    from tuyi.serve.web.page import Page, PageExtras
+
 __all__ = ["create_app"]
 
 
 def create_app(
-    served: Served, settings: ServeSettings, *, failed: Callable[[BaseException], None] = lambda error: None
-) -> FastAPI:
+    served: Served, settings: ServeSettings, *, failed: Callable[[BaseException], None] = lambda error: None,
+    extras: PageExtras | None = None, is_stopping: Callable[[], bool] = lambda: False,
+) -> FastAPI:  # fmt: skip
     """The application for a model.
 
     Args:
         served: The model.
         settings: Limits.
         failed: Called, from another thread, should the engine end by an error.
+        extras: What the page shows beside the model; no page where None.
+        is_stopping: Whether the server is to end, so that an open page does not keep it.
 
     Raises:
         ConfigError: The file of tokens cannot be used.
     """
     metrics = Metrics()
     engine = _engine(served, settings, metrics, failed)
+    service = Service(served, settings, engine)
+    tokens = read_tokens(settings.token_file)
+    page = None if extras is None else _page(service, extras, tokens, is_stopping)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start(asyncio.get_running_loop())
-        yield
+        async with page.lifespan() if page is not None else nullcontext():
+            yield
         await asyncio.to_thread(engine.close)
+        service.close()
 
-    app = FastAPI(title="tuyi", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="tuyi", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     app.add_exception_handler(RefusalError, _refuse)
     app.add_exception_handler(HTTPException, _no_route)
     app.add_exception_handler(Exception, _broken)
-    app.add_middleware(Guard, settings=settings, tokens=read_tokens(settings.token_file), metrics=metrics)
-    Routes(Service(served, settings, engine), metrics).add_to(app)
+    if page is not None:
+        page.add_to(app)
+    is_open = page.has if page is not None else lambda path: False
+    app.add_middleware(Guard, settings=settings, tokens=tokens, metrics=metrics, is_open=is_open)
+    Routes(service, metrics).add_to(app)
     return app
+
+
+def _page(
+    service: Service, extras: PageExtras, tokens: Sequence[bytes], is_stopping: Callable[[], bool]
+) -> Page:  # fmt: skip
+    from tuyi.serve.web.page import Page  # with Gradio, which takes seconds to import
+
+    accepts = (lambda token: owner_of(token, tokens)) if tokens else None
+    return Page(service, extras, accepts, is_stopping)
 
 
 def _engine(
@@ -65,7 +90,10 @@ def _engine(
     metrics.watch_queue(lambda: len(line))
     return Engine(
         [
-            (Scorer(one, served.features), Writer(one, served.encoder, served.cache_tokens, served.pack_tokens))
+            (
+                Scorer(one, served.features),
+                Writer(one, served.encoder, served.cache_tokens, served.pack_tokens, settings.keep_tokens),
+            )
             for one in models
         ],
         {name: models.index(one) for name, one in served.models.items()},

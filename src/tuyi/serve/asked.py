@@ -14,6 +14,9 @@ __all__ = ["Asked", "held", "parsed"]
 
 A = TypeVar("A", bound="Asked")
 
+_MOST_VALUES = 50_000
+"""Values of a request, by its commas and brackets; millions of tiny ones would be read into gigabytes."""
+
 _FORM = re.compile(r"str|list\[.*\]")
 """What pydantic puts into the place of a value that may have several forms."""
 
@@ -21,7 +24,7 @@ _FORM = re.compile(r"str|list\[.*\]")
 class Asked(BaseModel):
     """Base of everything that a client sends: unknown keys are refused, nothing is turned into another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 def parsed(kind: type[A], body: bytes) -> A:
@@ -30,6 +33,9 @@ def parsed(kind: type[A], body: bytes) -> A:
     Raises:
         RefusalError: It is no JSON, or not of the form; the first problem is named.
     """
+    if sum(body.count(sign) for sign in (b",", b"[", b"{")) > _MOST_VALUES:
+        message = f"expected at most {_MOST_VALUES:,} values, by commas and brackets, found more"
+        raise RefusalError(400, message, code="too_many_values")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -49,13 +55,18 @@ def _unfit(error: ValidationError) -> RefusalError:
     return RefusalError(400, f"{param}: {told}{more}" if param else told + more, param=param, code="invalid_request")
 
 
-def held(example: Example, characters: int) -> None:
+def held(example: Example, characters: int, beside: int = 0) -> None:
     """Hold the text of a request to its limit.
+
+    Args:
+        example: Its content.
+        characters: The limit.
+        beside: Characters of what is said about the answer.
 
     Raises:
         RefusalError: There is more.
     """
-    length = sum(len(part.text) for part in example.parts if isinstance(part, Text))
+    length = beside + sum(len(part.text) for part in example.parts if isinstance(part, Text))
     if length > characters:
         message = f"expected at most {characters:,} characters of text, found {length:,}"
         raise RefusalError(400, message, code="context_length_exceeded")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from tuyi.data.example import Example
 from tuyi.encode.answer import Written
-from tuyi.encode.encoder import Encoder
 from tuyi.model.decode import extended
 from tuyi.serve.asked import held
 from tuyi.serve.chat import ChatRequest
 from tuyi.serve.choices import Form, choice_form, schema_form
 from tuyi.serve.jobs import Row, Script
 from tuyi.serve.refusals import RefusalError
+from tuyi.serve.seeing import Seeing
 from tuyi.serve.settings import ServeSettings
 from tuyi.task.answer import AnswerFormat, Free
 from tuyi.task.catalog import TaskSet
@@ -45,7 +45,7 @@ class Chats:
         settings: Limits.
     """
 
-    encoder: Encoder
+    encoder: Seeing
     model: str
     end: int
     settings: ServeSettings
@@ -63,13 +63,17 @@ class Chats:
                 has not.
             DataError: A picture cannot be used.
         """
-        held(example, self.settings.max_characters)
+        beside = sum(map(len, request.choices or ())) + len(str(request.json_schema or ""))
+        held(example, self.settings.max_characters, beside)
         most = request.most_tokens
         if most is not None and most > self.settings.max_output_tokens:
             message = f"max_tokens: expected at most {self.settings.max_output_tokens}, found {most}"
             raise RefusalError(400, message, param="max_tokens", code="max_tokens_too_large")
         prompt = self.encoder.unshortened(example) - 2  # less the answer of the open task
         form = self._form(request, most or self.settings.max_output_tokens, prompt)
+        if form.choosing > self.context:
+            message = f"expected choices of at most {self.context} tokens together, found {form.choosing}"
+            raise RefusalError(400, message, code="context_length_exceeded")
         if prompt + form.most > self.context:
             message = f"expected at most {self.context} tokens, found {prompt} of messages and {form.most} of answer"
             raise RefusalError(400, message, param="messages", code="context_length_exceeded")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tuyi.data.example import Example, Image, Part, Text, Turn
+from tuyi.data.example import Example, Part, Text, Turn
 from tuyi.model.sampling import Sampling
 from tuyi.serve.asked import Asked
+from tuyi.serve.shown import Shown, is_slow
 
 __all__ = ["ChatRequest"]
 
@@ -20,16 +20,30 @@ class _Url(Asked):
     detail: Literal["auto", "low", "high"] = "auto"
 
 
+class _VideoUrl(Asked):
+    url: str
+
+
 class _ChatPart(Asked):
-    type: Literal["text", "image_url"]
+    type: Literal["text", "image_url", "video_url"]
     text: str | None = None
     image_url: _Url | None = None
+    video_url: _VideoUrl | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> _ChatPart:
-        if (self.text is not None) != (self.type == "text") or (self.image_url is not None) == (self.type == "text"):
+        given = {"text": self.text, "image_url": self.image_url, "video_url": self.video_url}
+        if [key for key, value in given.items() if value is not None] != [self.type]:
             raise ValueError(f"expected {self.type} and nothing else beside type")
         return self
+
+    def part(self, shown: Shown, name: str) -> Part:
+        """What it stands for; ``name`` says where it stands."""
+        if self.image_url is not None:
+            return shown.picture(self.image_url.url, f"{name}.image_url.url")
+        if self.video_url is not None:
+            return shown.video(self.video_url.url, f"{name}.video_url.url")
+        return Text(self.text or "")
 
 
 class _Message(Asked):
@@ -37,18 +51,19 @@ class _Message(Asked):
     content: str | list[_ChatPart]
     name: str | None = None
 
-    def turn(self, picture: Callable[[str, str], Image], at: int) -> Turn:
+    def turn(self, shown: Shown, at: int) -> Turn:
         """The message as a turn."""
         role: Any = "system" if self.role == "developer" else self.role
         if isinstance(self.content, str):
             return Turn(role, (Text(self.content),))
-        parts: list[Part] = []
-        for number, part in enumerate(self.content):
-            if part.image_url is None:
-                parts.append(Text(part.text or ""))
-            else:
-                parts.append(picture(part.image_url.url, f"messages.{at}.content.{number}.image_url.url"))
+        parts = (part.part(shown, f"messages.{at}.content.{number}") for number, part in enumerate(self.content))
         return Turn(role, tuple(parts))
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes a while to read what it shows."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return any(part.video_url or (part.image_url and is_slow(part.image_url.url)) for part in parts)
 
 
 class _StreamOptions(Asked):
@@ -181,7 +196,12 @@ class ChatRequest(Asked):
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return Sampling(temperature, self.top_p or 1.0, seed)
 
-    def example(self, picture: Callable[[str, str], Image]) -> Example:
-        """The conversation; ``picture`` makes one of a URL and the place where it stands."""
-        *history, last = (message.turn(picture, at) for at, message in enumerate(self.messages))
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes a while to read what it shows."""
+        return any(message.is_slow for message in self.messages)
+
+    def example(self, shown: Shown) -> Example:
+        """The conversation, with what ``shown`` makes of its pictures and videos."""
+        *history, last = (message.turn(shown, at) for at, message in enumerate(self.messages))
         return Example("chat", last.parts, history=tuple(history))

@@ -18,6 +18,7 @@ from tuyi.task.answer import Free
 __all__ = ["Form", "choice_form", "pick", "schema_form"]
 
 _MOST_CHOICES = 1000
+_MOST_PROPERTIES = 100
 _IGNORED = frozenset({"title", "description", "default", "examples"})
 
 
@@ -38,6 +39,11 @@ class Form:
         """What may follow the opening, where that is one choice and nothing else."""
         only = self.stages[0]
         return only.labels if len(self.stages) == 1 and isinstance(only, Chosen) else None
+
+    @property
+    def choosing(self) -> int:
+        """Tokens of all texts of its longest choice, which pass the model together."""
+        return max((sum(map(len, one.labels.ids)) for one in self.stages if isinstance(one, Chosen)), default=0)
 
     @property
     def most(self) -> int:
@@ -84,6 +90,8 @@ def schema_form(schema: dict[str, Any], most: int, tokens: Tokens, end: int, par
     properties = schema.get("properties")
     if schema.get("type") != "object" or not isinstance(properties, dict) or not properties:
         raise _unknown(param, "expected an object with properties")
+    if len(properties) > _MOST_PROPERTIES:
+        raise _unknown(param, f"expected at most {_MOST_PROPERTIES} properties, found {len(properties)}")
     known = {"type", "properties", "required", "additionalProperties", "$defs", "$schema", *_IGNORED}
     if odd := sorted(schema.keys() - known):
         raise _unknown(f"{param}.{odd[0]}", "found a keyword that this server has not")
@@ -112,8 +120,9 @@ def pick(logprobs: NDArray[np.float32], sampling: Sampling | None) -> int:
     """Which label is answered: the likeliest, or one that is drawn."""
     if sampling is None:
         return int(logprobs.argmax())
-    scaled = logprobs.astype(np.float64) / sampling.temperature
-    chances = np.exp(scaled - scaled.max())
+    below = logprobs.astype(np.float64) - logprobs.max()
+    with np.errstate(over="ignore"):  # by the smallest temperatures
+        chances = np.exp(below / sampling.temperature)
     return int(np.random.default_rng(abs(sampling.seed)).choice(len(chances), p=chances / chances.sum()))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from tuyi.data.example import Example, Image, Part, Text
-from tuyi.data.formats.media import IMAGE_MARK
+from tuyi.data.example import Example, Image, Part, Text, Video
+from tuyi.data.formats.media import IMAGE_MARK, VIDEO_MARK, placed
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import TaskError
 from tuyi.model.decode import extended
@@ -18,28 +18,38 @@ from tuyi.predict.calibrated import calibrated
 from tuyi.serve.asked import Asked, held
 from tuyi.serve.jobs import Answered, Labelled, Row, Script
 from tuyi.serve.refusals import RefusalError
+from tuyi.serve.shown import Shown, is_slow
 
 __all__ = ["ClassifyRequest", "answered", "row_of"]
 
 
 class ContentPart(Asked):
-    """A stretch of text or a picture, in its place."""
+    """A stretch of text, a picture or a video, in its place."""
 
     text: str | None = None
     image: str | None = None
+    video: str | None = None
 
     @model_validator(mode="after")
     def _one(self) -> ContentPart:
-        if (self.text is None) == (self.image is None):
-            raise ValueError("expected either text or image")
+        if sum(one is not None for one in (self.text, self.image, self.video)) != 1:
+            raise ValueError("expected either text, image or video")
         return self
+
+    def part(self, shown: Shown, name: str) -> Part:
+        """What it stands for; ``name`` says where it stands."""
+        if self.image is not None:
+            return shown.picture(self.image, f"{name}.image")
+        if self.video is not None:
+            return shown.video(self.video, f"{name}.video")
+        return Text(self.text or "")
 
 
 class ClassifyRequest(Asked):
-    """A dialogue with its pictures.
+    """A dialogue with its pictures and videos.
 
-    Either ``parts``, in order; or ``text`` with ``images``, whose places are the ``<image>`` marks in the text, or
-    before it where it has none.
+    Either ``parts``, in order; or ``text`` with ``images`` and ``videos``, whose places are the ``<image>`` and
+    ``<video>`` marks in the text, or before it where it has none.
     """
 
     task: str | None = None
@@ -50,36 +60,44 @@ class ClassifyRequest(Asked):
     """The text of the content, instead of ``parts``."""
     images: list[str] = Field(default_factory=list)
     """The pictures of ``text``: data URLs."""
+    videos: list[str] = Field(default_factory=list)
+    """The videos of ``text``: data URLs."""
     id: str | None = Field(default=None, max_length=200)
     """Comes back with the answer."""
 
     @model_validator(mode="after")
     def _either(self) -> ClassifyRequest:
-        if self.parts is not None and (self.text is not None or self.images):
+        media = self.images or self.videos
+        if self.parts is not None and (self.text is not None or media):
             raise ValueError("expected either parts, or text and images; found both")
-        if self.parts is None and self.text is None and not self.images:
+        if self.parts is None and self.text is None and not media:
             raise ValueError("expected parts, or text and images; found neither")
-        marks = (self.text or "").count(IMAGE_MARK)
-        if self.images and marks not in (0, len(self.images)):
-            raise ValueError(
-                f"{marks} {IMAGE_MARK} in the text but {len(self.images)} images; expected one mark for each, or none"
-            )
+        for mark, noun, found in ((IMAGE_MARK, "images", self.images), (VIDEO_MARK, "videos", self.videos)):
+            marks = (self.text or "").count(mark)
+            if found and marks not in (0, len(found)):
+                raise ValueError(
+                    f"{marks} {mark} in the text but {len(found)} {noun}; expected one mark for each, or none"
+                )
         return self
 
-    def content(self, picture: Callable[[str, str], Image]) -> tuple[Part, ...]:
-        """The content; ``picture`` makes one of a URL and the place where it stands."""
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes a while to read what it shows."""
+        videos = self.videos or any(part.video for part in self.parts or ())
+        images = (*self.images, *(part.image or "" for part in self.parts or ()))
+        return bool(videos) or any(map(is_slow, images))
+
+    def content(self, shown: Shown) -> tuple[Part, ...]:
+        """The content, with what ``shown`` makes of its pictures and videos."""
         if self.parts is not None:
-            return tuple(
-                Text(part.text) if part.text is not None else picture(part.image or "", f"parts.{at}.image")
-                for at, part in enumerate(self.parts)
-            )
-        pictures = [picture(url, f"images.{at}") for at, url in enumerate(self.images)]
+            return tuple(part.part(shown, f"parts.{at}") for at, part in enumerate(self.parts))
         text = self.text or ""
-        if not pictures or IMAGE_MARK not in text:
-            return (*pictures, Text(text))
-        stretches = text.split(IMAGE_MARK)
-        placed = [part for stretch, one in zip(stretches, pictures) for part in (Text(stretch), one)]
-        return (*placed, Text(stretches[-1]))
+        pictures = [shown.picture(url, f"images.{at}") for at, url in enumerate(self.images)]
+        videos = [shown.video(url, f"videos.{at}") for at, url in enumerate(self.videos)]
+        waiting: dict[str, Sequence[Image | Video]] = {IMAGE_MARK: pictures, VIDEO_MARK: videos}
+        before = [part for mark, media in waiting.items() if mark not in text for part in media]
+        at_marks = {mark: [*media] for mark, media in waiting.items() if media and mark in text}
+        return (*before, *placed(text, at_marks))
 
 
 def row_of(example: Example, encoder: Encoder, characters: int) -> Row:

@@ -118,13 +118,19 @@ class Completion:
         text = f"token_id:{token}" if self._request.return_tokens_as_token_ids else data.decode(errors="replace")
         return {"token": text, "logprob": max(logprob, _LEAST), "bytes": list(data)}
 
-    def _usage(self, found: Labelled | Answered) -> dict[str, int]:
+    def _usage(self, found: Labelled | Answered) -> dict[str, Any]:
         prompt = len(self._row.encoded) - self._row.opening
         if isinstance(found, Answered):
-            written = found.output_tokens
+            written, cached = found.output_tokens, found.cached
         else:
+            cached = 0
             written = self._row.opening + len(self._row.choice.ids[pick(found.logprobs, self._sampling)])
-        return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
+            "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+        }
 
 
 def sent(value: Any) -> bytes:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -21,6 +22,8 @@ from tuyi.serve.writer import Writer
 __all__ = ["Engine"]
 
 _IN_FLIGHT = 2
+_SLOW = 4
+"""There is one thread for requests that are read slowly, such as videos, to so many others."""
 _POLL = 0.001
 _WORTH = 4
 """A pack is started behind another where it has at least this share of a full one: fewer rows had better wait."""
@@ -45,6 +48,7 @@ class Engine:
         self._scorers, self._writers = [scorer for scorer, _ in models], [writer for _, writer in models]
         self._by_task, self._line, self._metrics, self._failed = by_task, line, metrics, failed
         self._readers = ThreadPoolExecutor(workers, "read")
+        self._slow_readers = ThreadPoolExecutor(max(1, workers // _SLOW), "read-slowly")
         self._owner = ThreadPoolExecutor(1, "model")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._running: deque[tuple[Scorer, Started, Mapping[Row, Job]]] = deque()
@@ -77,14 +81,21 @@ class Engine:
         """Answer what has come, and end; waits for that."""
         self._line.close()
         self._readers.shutdown(wait=True)
+        self._slow_readers.shutdown(wait=True)
         self._owner.shutdown(wait=True)
 
-    def _read(self, job: Job) -> Row | None:
+    def _read(self, job: Job) -> Row | Callable[[], Row] | None:
         self._line.pause()
         job.begun = time.monotonic()
         if job.is_gone:
             return None
-        row = job.read()
+        found = job.read(job)
+        return found if callable(found) else self._checked(found)
+
+    def _read_on(self, job: Job, rest: Callable[[], Row]) -> Row | None:
+        return None if job.is_gone else self._checked(rest())
+
+    def _checked(self, row: Row) -> Row:
         if row.script is not None:
             room = self._writers[self._by_task[row.task]].cache_tokens
             if (needed := len(row.encoded) + row.script.most) > room:
@@ -92,19 +103,27 @@ class Engine:
                 raise RefusalError(400, message, code="context_length_exceeded")
         return row
 
-    def _was_read(self, job: Job, read: Future[Row | None]) -> None:
+    def _was_read(self, job: Job, read: Future[Any], *, slowly: bool = False) -> None:
         """In the thread that read, whatever became of it."""
         error = read.exception()
-        if error is None:
+        if error is not None:
+            self._line.add(None, slowly=slowly)
+            self._refuse(job, error)
+        elif callable(rest := read.result()):
+            self._line.wait_less()
+            reading = self._slow_readers.submit(self._read_on, job, rest)
+            reading.add_done_callback(lambda read: self._was_read(job, read, slowly=True))
+        else:
             job.row, job.read_at = read.result(), time.monotonic()
-            self._line.add(job if job.row is not None else None)
+            try:
+                self._line.add(job if job.row is not None else None, slowly=slowly)
+            except RefusalError as refusal:
+                self._refuse(job, refusal)
             if not self.is_ready:
                 self._give_up(self._line.empty())
-            return
-        self._line.add(None)
-        if isinstance(error, DataError):
-            error = refused(error)
-        self._post([(job, Failed(error))])
+
+    def _refuse(self, job: Job, error: BaseException) -> None:
+        self._post([(job, Failed(refused(error) if isinstance(error, DataError) else error))])
 
     def _run(self) -> None:
         """In the model's thread, until the line is closed and empty."""
@@ -166,7 +185,8 @@ class Engine:
             self._fail(writer.clear())
 
     def _tell(self, events: Sequence[tuple[Job, Event]]) -> None:
-        self._metrics.wrote(sum(event.output_tokens for _, event in events if isinstance(event, Answered)))
+        ended = [event for _, event in events if isinstance(event, Answered)]
+        self._metrics.wrote(sum(event.output_tokens for event in ended), sum(event.cached for event in ended))
         if events:
             self._post(events)
 

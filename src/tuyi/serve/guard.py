@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from tuyi.serve.settings import ServeSettings
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard", "read_tokens"]
+__all__ = ["Guard", "owner_of", "read_tokens"]
 
 _OPEN = frozenset({"/healthz"})
 """Routes that need no token: what looks after the server has none."""
@@ -43,6 +43,13 @@ def read_tokens(file: Path | None) -> tuple[bytes, ...]:
     return tuple(_digest(token.encode()) for token in tokens)
 
 
+def owner_of(token: bytes, tokens: Sequence[bytes]) -> bytes | None:
+    """The digest of a token, where it is one of those whose digests are given."""
+    found = _digest(token.strip())
+    known = [hmac.compare_digest(found, one) for one in tokens]  # all of them, whichever it is
+    return found if any(known) else None
+
+
 def _digest(token: bytes) -> bytes:
     return sha256(token).digest()  # of one length, so that comparing tells nothing of it
 
@@ -55,10 +62,15 @@ class Guard:
         settings: Limits.
         tokens: Digests of those that are accepted; everybody is where there is none.
         metrics: Where requests are counted.
+        is_open: Whether a path needs no token, as it has a guard of its own.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, tokens: Sequence[bytes], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: ServeSettings, tokens: Sequence[bytes], metrics: Metrics,
+        is_open: Callable[[str], bool] = lambda path: False,
+    ) -> None:  # fmt: skip
         self._app, self._settings, self._tokens, self._metrics = app, settings, tokens, metrics
+        self._is_open = is_open
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,42 +89,41 @@ class Guard:
             except TimeoutError as error:
                 raise _SlowReaderError from error
 
-        body = _Body(self._settings, receive)
+        body = _Body(self._settings, receive, self._hold)
         try:
-            self._admit(scope, body)
+            self._admit(scope)
             await self._app(scope, body.receive, counted)
         except RefusalError as refusal:
             await _say(refusal, counted)
         except _SlowReaderError:
             pass  # the connection is closed behind us
         finally:
-            self._held -= body.claimed
+            self._held -= body.size
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, status, time.monotonic() - begun)
 
-    def _admit(self, scope: Scope, body: _Body) -> None:
+    def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if self._tokens and scope["path"] not in _OPEN:
-            self._authorise(headers.get(b"authorization", b""))
-        if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return
-        most = self._settings.max_body_bytes
+        if self._tokens and scope["path"] not in _OPEN and not self._is_open(scope["path"]):
+            scope["tuyi.owner"] = self._authorise(headers.get(b"authorization", b""))
         length = headers.get(b"content-length", b"")
-        claimed = int(length) if length.isdigit() and len(length) < 20 else most
-        if claimed > most:
-            raise _too_large(most)
-        if self._held + claimed > self._settings.max_held_bytes:
-            raise RefusalError(429, "too much is being sent at once; try again later", code="busy", retry_after=1)
-        self._held += claimed
-        body.claimed = claimed
+        if length.isdigit() and (len(length) > 20 or int(length) > self._settings.max_body_bytes):
+            raise _too_large(self._settings.max_body_bytes)
 
-    def _authorise(self, header: bytes) -> None:
+    def _hold(self, size: int) -> None:
+        """Take in what has come of a request: what is only announced takes no room, or few clients had all of it."""
+        if self._held + size > self._settings.max_held_bytes:
+            raise RefusalError(429, "too much is being sent at once; try again later", code="busy", retry_after=1)
+        self._held += size
+
+    def _authorise(self, header: bytes) -> bytes:
+        """Whose request it is: the digest of the token."""
         kind, _, token = header.partition(b" ")
-        found = _digest(token.strip())
-        known = [hmac.compare_digest(found, one) for one in self._tokens]  # all of them, whichever it is
-        if kind.lower() != b"bearer" or not any(known):
+        owner = owner_of(token, self._tokens)
+        if kind.lower() != b"bearer" or owner is None:
             message = "expected one of the server's tokens as `Authorization: Bearer TOKEN`, found "
             raise RefusalError(401, message + ("none" if not header else "another"), code="invalid_api_key")
+        return owner
 
 
 class _SlowReaderError(Exception):
@@ -122,11 +133,10 @@ class _SlowReaderError(Exception):
 class _Body:
     """A request's body as it comes, held to its size and time."""
 
-    def __init__(self, settings: ServeSettings, receive: Receive) -> None:
-        self._most, self._receive = settings.max_body_bytes, receive
+    def __init__(self, settings: ServeSettings, receive: Receive, hold: Callable[[int], None]) -> None:
+        self._most, self._receive, self._hold = settings.max_body_bytes, receive, hold
         self._seconds, self._until = settings.read_s, time.monotonic() + settings.read_s
-        self._size, self._is_whole = 0, False
-        self.claimed = 0
+        self.size, self._is_whole = 0, False
 
     async def receive(self) -> Message:
         if self._is_whole:
@@ -137,9 +147,11 @@ class _Body:
         except TimeoutError as error:
             message_ = f"expected the whole request within {self._seconds:g} s; send it faster"
             raise RefusalError(408, message_, code="request_timeout") from error
-        self._size += len(message.get("body", b""))
-        if self._size > self._most:
+        size = len(message.get("body", b""))
+        if self.size + size > self._most:
             raise _too_large(self._most)
+        self._hold(size)
+        self.size += size
         self._is_whole = not message.get("more_body", False)
         return message
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -17,6 +19,8 @@ __all__ = ["fetch"]
 _HOPS = 4
 _CHUNK = 1 << 16
 _MOVED = (301, 302, 303, 307, 308)
+_WITH_IPV4 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""Networks whose last 32 bits are an address of version 4."""
 
 
 def fetch(url: str, name: str, hosts: Sequence[str], *, most_bytes: int, seconds: float) -> bytes:
@@ -45,7 +49,10 @@ def fetch(url: str, name: str, hosts: Sequence[str], *, most_bytes: int, seconds
             raise _refuse(name, f"cannot be fetched from {parts.hostname}") from error
         if isinstance(found, bytes):
             return found
-        url = urljoin(url, found)
+        try:
+            url = urljoin(url, found)
+        except ValueError as error:
+            raise _refuse(name, "is redirected to what is no URL") from error
     raise _refuse(name, f"is redirected more than {_HOPS} times")
 
 
@@ -69,11 +76,19 @@ def _address(parts: SplitResult, name: str) -> str:
     assert parts.hostname is not None, "looked at before"
     found = {info[4][0] for info in socket.getaddrinfo(parts.hostname, None, type=socket.SOCK_STREAM)}
     addresses = [str(one) for one in found]
-    for one in addresses:
-        address = ipaddress.ip_address(one.partition("%")[0])
-        if not address.is_global or address.is_multicast:
-            raise _refuse(name, f"{parts.hostname} has an internal address")
+    if not all(_is_public(ipaddress.ip_address(one.partition("%")[0])) for one in addresses):
+        raise _refuse(name, f"{parts.hostname} has an internal address")
     return addresses[0]
+
+
+def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address leads out, and not by way of a gateway back in."""
+    inner: ipaddress.IPv4Address | None = None
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if any(address in network for network in _WITH_IPV4):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.is_global and not address.is_multicast and (inner is None or _is_public(inner))
 
 
 def _get(parts: SplitResult, address: str, most: int, until: float) -> bytes | str:
@@ -84,9 +99,16 @@ def _get(parts: SplitResult, address: str, most: int, until: float) -> bytes | s
     connection = http.client.HTTPConnection(parts.hostname, port, timeout=left)
     connected = socket.create_connection((address, port), timeout=left)
     if parts.scheme == "https":
-        connected = ssl.create_default_context().wrap_socket(connected, server_hostname=parts.hostname)
+        connected = ssl.create_default_context().wrap_socket(
+            connected, server_hostname=parts.hostname, do_handshake_on_connect=False
+        )
     connection.sock = connected
+    ends = threading.Timer(max(0.0, until - time.monotonic()), _cut, [connected])
+    ends.daemon = True
+    ends.start()
     try:
+        if isinstance(connected, ssl.SSLSocket):
+            connected.do_handshake()
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "tuyi"})
         answer = connection.getresponse()
@@ -99,11 +121,18 @@ def _get(parts: SplitResult, address: str, most: int, until: float) -> bytes | s
             data += chunk
             if len(data) > most:
                 raise OSError(f"more than {most} bytes")
-            if time.monotonic() > until:
-                raise TimeoutError
+        if time.monotonic() > until:
+            raise TimeoutError
         return bytes(data)
     finally:
+        ends.cancel()
         connection.close()
+
+
+def _cut(connected: socket.socket) -> None:
+    """End a connection for whoever reads from it: a socket's own timeout begins anew with each byte."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # that of TLS would wait for the other side
 
 
 def _refuse(name: str, told: str) -> RefusalError:

@@ -15,7 +15,7 @@ from tuyi.encode.encoded import Encoded
 from tuyi.encode.encoder import LabelTokens
 from tuyi.model.sampling import Sampling
 
-__all__ = ["Answered", "Event", "Failed", "Job", "Labelled", "Mail", "Piece", "Row", "Script", "Token"]
+__all__ = ["Answered", "Event", "Failed", "Job", "Labelled", "Mail", "Piece", "Read", "Row", "Script", "Token"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -49,6 +49,8 @@ class Row:
         labels: What may follow; scored whole, without anything being written.
         script: How the answer is written, where there are no such labels.
         opening: The last so many tokens of the prompt are what every answer begins with.
+        owner: Whose it is.
+        marks: Digests of its blocks, by which an earlier one is found that begins alike.
     """
 
     encoded: Encoded
@@ -56,6 +58,8 @@ class Row:
     labels: LabelTokens | None = None
     script: Script | None = None
     opening: int = 0
+    owner: bytes = b""
+    marks: tuple[bytes, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -128,6 +132,7 @@ class Answered:
         label: The label that was chosen, where one was.
         logprobs: Of all labels.
         output_tokens: Tokens of the answer.
+        cached: Tokens of the prompt that had passed the model before.
         is_cut: Whether free text came to its limit.
         tokens: Those that were written, where they are to be told.
         rows: Rows that were written together in the last step.
@@ -139,6 +144,7 @@ class Answered:
     label: str | None
     logprobs: Mapping[str, float]
     output_tokens: int
+    cached: int
     is_cut: bool
     tokens: Sequence[Token]
     rows: int
@@ -161,19 +167,23 @@ class Mail(Protocol):
     def put_nowait(self, item: Any, /) -> None: ...
 
 
+Read: TypeAlias = Callable[["Job"], Row | Callable[[], Row]]
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request.
 
     Args:
-        read: Makes its row: decodes pictures, encodes; runs in a thread of its own.
+        read: Makes its row: decodes pictures, encodes; runs in a thread of its own. Where that takes a while, what
+            goes on with it, in a thread where nothing quicker waits behind it.
         mail: Where its events go.
         row: What ``read`` made.
         is_gone: Whether nobody waits for it any more.
         arrived, begun, read_at: When it came, when it began to be read and when that was done; monotonic seconds.
     """
 
-    read: Callable[[], Row]
+    read: Read
     mail: Mail
     row: Row | None = None
     is_gone: bool = False

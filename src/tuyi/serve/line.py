@@ -12,6 +12,10 @@ from tuyi.serve.refusals import RefusalError
 
 __all__ = ["Line"]
 
+_WRITTEN = 4
+"""Most tokens of requests whose answers wait to be written, in multiples of ``ahead``; further ones are refused, since
+reading, for all kinds of requests, must not stop for them."""
+
 
 class Line:
     """Requests between the threads that read them and the one that runs the model.
@@ -28,13 +32,14 @@ class Line:
         self._max_wait, self._limit, self._ahead = max_wait, limit, ahead
         self._waiting: deque[Job] = deque()
         self._written: deque[Job] = deque()
-        self._tokens = 0
+        self._tokens = self._written_tokens = 0
         self._coming = 0
+        self._coming_slowly = 0
         self._closed = False
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        return self._coming + len(self._waiting) + len(self._written)
+        return self._coming + self._coming_slowly + len(self._waiting) + len(self._written)
 
     def enter(self) -> None:
         """A request comes, and is going to be read.
@@ -57,15 +62,39 @@ class Line:
     def pause(self) -> None:
         """Wait as long as enough requests are read."""
         with self._changed:
-            while self._tokens > self._ahead and not self._closed:
+            while max(self._tokens, self._written_tokens) > self._ahead and not self._closed:
                 self._changed.wait()
 
-    def add(self, job: Job | None) -> None:
-        """A request that came was read; None where there is nothing of it to be answered."""
+    def wait_less(self) -> None:
+        """One that is being read takes its time: nobody waits for it."""
         with self._changed:
             self._coming -= 1
+            self._coming_slowly += 1
+            self._changed.notify_all()
+
+    def add(self, job: Job | None, *, slowly: bool = False) -> None:
+        """A request that came was read; None where there is nothing of it to be answered.
+
+        Args:
+            job: It.
+            slowly: Whether it took its time.
+
+        Raises:
+            RefusalError: Its answer is to be written, and too many are waiting for that.
+        """
+        with self._changed:
+            if slowly:
+                self._coming_slowly -= 1
+            else:
+                self._coming -= 1
             if job is not None and job.asked.script is not None:
+                held = sum(one.asked.tokens for one in self._written)
+                if held and held + job.asked.tokens > _WRITTEN * self._ahead:
+                    self._changed.notify_all()
+                    message = f"answers to {held} tokens are waiting to be written already; try again later"
+                    raise RefusalError(429, message, code="queue_full", retry_after=1)
                 self._written.append(job)
+                self._written_tokens += job.asked.tokens
             elif job is not None:
                 self._waiting.append(job)
                 self._tokens += job.asked.tokens
@@ -106,12 +135,16 @@ class Line:
         """Requests whose answers are to be written, oldest first, with prompts of at most so many tokens together."""
         with self._changed:
             self._drop_gone()
-            return _first(self._written, most)
+            taken = _first(self._written, most)
+            self._written_tokens -= sum(job.asked.tokens for job in taken)
+            self._changed.notify_all()
+            return taken
 
     def back(self, jobs: Sequence[Job]) -> None:
         """These could not be taken up yet; they stay the first of those that are written."""
         with self._changed:
             self._written.extendleft(reversed(jobs))
+            self._written_tokens += sum(job.asked.tokens for job in jobs)
 
     def empty(self) -> list[Job]:
         """All that wait; they are not going to be taken."""
@@ -119,7 +152,7 @@ class Line:
             jobs = [*self._waiting, *self._written]
             self._waiting.clear()
             self._written.clear()
-            self._tokens = 0
+            self._tokens = self._written_tokens = 0
             self._changed.notify_all()
             return jobs
 
@@ -140,6 +173,7 @@ class Line:
             self._waiting = deque(job for job in self._waiting if not job.is_gone)
             self._written = deque(job for job in self._written if not job.is_gone)
             self._tokens = sum(job.asked.tokens for job in self._waiting)
+            self._written_tokens = sum(job.asked.tokens for job in self._written)
             self._changed.notify_all()
 
 

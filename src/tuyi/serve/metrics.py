@@ -39,9 +39,10 @@ class Metrics:
         self._rows.observe(rows)
         self._tokens.labels("prompt").inc(tokens)
 
-    def wrote(self, tokens: int) -> None:
-        """Tokens were written."""
+    def wrote(self, tokens: int, known: int = 0) -> None:
+        """Tokens were written, behind prompts of which so many were in the cache."""
         self._tokens.labels("output").inc(tokens)
+        self._tokens.labels("cached").inc(known)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request is over."""

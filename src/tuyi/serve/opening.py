@@ -10,7 +10,7 @@ from typing import Any
 
 from tuyi.encode.encoder import Encoder
 from tuyi.model.folder import FolderInfo
-from tuyi.model.load import Frontend, Model, load_frontend, load_model, peek
+from tuyi.model.load import Frontend, Model, load_frontend, peek
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.serve.settings import ServeSettings
 from tuyi.task.catalog import TaskSet
@@ -93,11 +93,9 @@ def open_model(
 
 
 def _loaded(frontend: Frontend, settings: ServeSettings, tell: Callable[[str], None]) -> Model:
-    from tuyi.model.fast import compile_blocks, tune
+    from tuyi.model.fast import compile_blocks, load_tuned
 
-    model = load_model(frontend, device=settings.device, dtype=settings.precision)
-    for line in tune(model.hf):
-        tell(line)
+    model = load_tuned(frontend, settings.device, settings.precision, tell)
     is_gpu = model.device.type == "cuda"
     if settings.compile if settings.compile is not None else is_gpu:
         compile_blocks(model.hf)

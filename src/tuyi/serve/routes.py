@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
+from tuyi.serve.described import described
 from tuyi.serve.jobs import Piece
 from tuyi.serve.metrics import Metrics
 from tuyi.serve.service import Service
@@ -27,15 +28,21 @@ class Routes:
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self._service, self._metrics = service, metrics
+        self._described = described(service.served, service.settings)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to an application."""
+        app.get("/openapi.json")(self.openapi)
         app.get("/healthz")(self.healthz)
         app.get("/metrics")(self.metrics)
         app.get("/v1/models")(self.models)
         app.get("/v1/models/{name:path}")(self.model)
         app.post("/v1/classify")(self.classify)
         app.post("/v1/chat/completions")(self.chat)
+
+    async def openapi(self) -> Response:
+        """The routes in OpenAPI's words: bodies are read by threads, of which FastAPI knows nothing."""
+        return _json(self._described)
 
     async def healthz(self) -> Response:
         """Whether requests are answered."""
@@ -57,11 +64,11 @@ class Routes:
 
     async def classify(self, request: Request) -> Response:
         """The label of a dialogue with pictures."""
-        return _json(await self._service.classify(await _body(request), _gone(request)))
+        return _json(await self._service.classify(await _body(request), _gone(request), _owner(request)))
 
     async def chat(self, request: Request) -> Response:
         """An answer to a conversation."""
-        talking = await self._service.chat(await _body(request), _gone(request))
+        talking = await self._service.chat(await _body(request), _gone(request), _owner(request))
         if talking.request.stream:
             return Stream(talking)
         talking.close()
@@ -78,6 +85,12 @@ async def _body(request: Request) -> bytes:
         return await request.body()
     except ClientDisconnect as error:
         raise ClientGoneError from error
+
+
+def _owner(request: Request) -> bytes:
+    """Whose token came with it; nobody's where there are none."""
+    owner: bytes = request.scope.get("tuyi.owner", b"")
+    return owner
 
 
 def _gone(request: Request) -> Gone:

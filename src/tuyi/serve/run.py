@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import math
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuyi.errors import ConfigError, EngineError, first_line
 from tuyi.serve.settings import ServeRun, ServeSettings
 from tuyi.task.catalog import TaskSet
 
-__all__ = ["ServeRun", "ServeSettings", "serve"]
+if TYPE_CHECKING:
+    from tuyi.data.options import ReadOptions
+    from tuyi.serve.web.page import PageExtras
+
+__all__ = ["PageData", "ServeRun", "ServeSettings", "serve"]
+
+_GRADIO = (6, 31)
+"""The page uses its routes and its scripts as they are from then on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageData:
+    """What the web page shows beside the model.
+
+    Args:
+        report: Folder of an evaluation; the model's own where None.
+        label: Data to label.
+        audit: Folder of an audit of this data; its suspicious rows come first.
+        corrections: File that the page's decisions are written to.
+        read: How to read ``label``.
+    """
+
+    report: Path | None = None
+    label: str | None = None
+    audit: Path | None = None
+    corrections: Path | None = None
+    read: ReadOptions | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether there is anything that only a page can show."""
+        return self.report is not None or self.label is not None
 
 
 def serve(
@@ -22,6 +57,7 @@ def serve(
     task: str | TaskSet | None = None,
     settings: ServeSettings | None = None,
     budget: Mapping[str, Any] | None = None,
+    data: PageData | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Answer requests over HTTP; returns once a SIGTERM or Ctrl-C came and what ran is finished.
@@ -31,45 +67,109 @@ def serve(
         task: Needed where the model has no task of its own.
         settings: Where, for whom, how much.
         budget: Budget settings to use instead of the model's, such as ``max_pixels``.
+        data: What the web page shows beside the model.
         tell: Called with lines that say what was chosen, and where the server listens.
 
     Raises:
         ModelError: The model cannot be loaded.
         TaskError: The model has another task, or none and none is given.
-        ConfigError: The address or the file of tokens cannot be used, or a package is missing.
+        DataError: The data to label cannot be used.
+        ConfigError: The address, the evaluation or the file of tokens cannot be used, or a package is missing.
         EngineError: The engine ended by an error.
     """
     try:
         import uvicorn
 
         from tuyi.serve.app import create_app
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "tuyi":
+            raise
         raise ConfigError(f"tuyi serve needs {error.name}: pip install 'tuyi[serve]'") from error
+    from tuyi.serve.connections import impatient
     from tuyi.serve.guard import read_tokens
     from tuyi.serve.opening import open_model
 
-    settings = settings or ServeSettings()
+    settings, data = settings or ServeSettings(), data or PageData()
+    if data.label is None and (data.audit or data.corrections):
+        raise ConfigError("--audit and --corrections go with --label: give the data whose rows they are of")
     read_tokens(settings.token_file)  # a model may take minutes to load: what is wrong is said before
     broken: list[BaseException] = []
+    has_page = _has_page(settings, data)
     with _bound(settings) as bound:
+        extras = _extras(str(model), task, budget, data) if has_page else None
         served = open_model(str(model), settings, task=task, budget=budget, tell=tell)
 
         def failed(error: BaseException) -> None:
             broken.append(error)
             server.should_exit = True
 
-        app = create_app(served, settings, failed=failed)
+        app = create_app(served, settings, failed=failed, extras=extras, is_stopping=lambda: server.should_exit)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(settings.drain_s) or 1,
-            server_header=False,
+            server_header=False, http=impatient(settings.read_s), ws="none",
+            # longer than clients keep a connection that they may use again (httpx 5 s, aiohttp 15 s), or some of their
+            # requests meet one that is just being closed
+            timeout_keep_alive=math.ceil(settings.read_s),
         )  # fmt: skip
         server = uvicorn.Server(config)
         host, port = bound.getsockname()[:2]
         tell(f"{served.name}: listening on http://{host}:{port}")
+        if has_page:
+            tell(
+                f"open http://{_reached(host)}:{port}/ in a browser" + (", with a token" if settings.token_file else "")
+            )
         with _no_signal_ends_us():
             server.run(sockets=[bound])
     if broken:
         raise EngineError(f"the engine ended by an error: {first_line(broken[0])}") from broken[0]
+
+
+def _gradio() -> tuple[int, ...]:
+    """The first two numbers of Gradio's version; empty where it is not installed."""
+    try:
+        version = importlib.metadata.version("gradio")
+    except importlib.metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(one) for one in re.findall(r"\d+", version)[:2])
+
+
+def _has_page(settings: ServeSettings, data: PageData) -> bool:
+    """Whether there is to be a page; it is looked for without being imported, which takes seconds."""
+    found = _gradio()
+    is_there = found >= _GRADIO
+    if data.is_asked and settings.page is False:
+        raise ConfigError("--report and --label are shown on the page: leave --no-page out")
+    if not is_there and (settings.page or data.is_asked):
+        needed, has = (".".join(map(str, one)) for one in (_GRADIO, found))
+        raise ConfigError(
+            f"the page needs gradio {needed} or newer, found {has or 'none'}: pip install 'tuyi[web]', "
+            "or leave it out with --no-page"
+        )
+    return is_there if settings.page is None else settings.page
+
+
+def _extras(
+    model: str, task: str | TaskSet | None, budget: Mapping[str, Any] | None, data: PageData
+) -> PageExtras:  # fmt: skip
+    """What the page shows beside the model, read before the model is loaded."""
+    from tuyi.model.load import peek
+    from tuyi.model.tasks import choose_tasks, with_budget
+    from tuyi.serve.web.labelling import Labelling
+    from tuyi.serve.web.page import PageExtras
+    from tuyi.serve.web.report_source import own_report, read_report
+
+    tasks = with_budget(choose_tasks(model, peek(model), task), budget)
+    report = read_report(data.report, tasks) if data.report is not None else own_report(model, tasks)
+    labelling = None
+    if data.label is not None:
+        labelling = Labelling.open(data.label, tasks, audit=data.audit, corrections=data.corrections, options=data.read)
+    return PageExtras(report, labelling)
+
+
+def _reached(host: str) -> str:
+    """The address as this machine reaches it."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name
 
 
 def _bound(settings: ServeSettings) -> socket.socket:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tuyi.data.example import Example, Image
-from tuyi.encode.encoder import Encoder
+from tuyi.data.example import Example, Turn
 from tuyi.predict.writing import Vocabulary
 from tuyi.serve.asked import parsed
 from tuyi.serve.asking import Chats, chat_tasks
+from tuyi.serve.beginnings import owned
 from tuyi.serve.chat import ChatRequest
 from tuyi.serve.classify import ClassifyRequest, answered, row_of
 from tuyi.serve.completion import Completion
 from tuyi.serve.engine import Engine
-from tuyi.serve.hosts import fetch
-from tuyi.serve.jobs import Answered, Labelled, Piece, Row
+from tuyi.serve.jobs import Answered, Job, Labelled, Piece, Row
 from tuyi.serve.opening import Served
-from tuyi.serve.pictures import checked, from_data_url
 from tuyi.serve.refusals import RefusalError
+from tuyi.serve.seeing import Seeing, Seen
 from tuyi.serve.settings import ServeSettings
+from tuyi.serve.shown import Shown
+from tuyi.serve.videos import VideoReaders
 from tuyi.serve.waiting import Gone, Watched
+from tuyi.vision.video_process import VideoLimits
 
 if TYPE_CHECKING:
     from tuyi.model.load import Model
@@ -81,7 +82,14 @@ class Service:
         self._vocabulary = Vocabulary(tokenizer)
         self._end: int = tokenizer.convert_tokens_to_ids("<|im_end|>")
         tasks = chat_tasks(served.tasks, _context(served, model))
-        self._chats = Chats(Encoder(tokenizer, model.spec, tasks), task, self._end, settings)
+        self._videos = VideoReaders(VideoLimits(settings.max_video_pixels, settings.max_video_seconds))
+        seen = Seen(settings.keep_media_bytes)
+        self._encoder = Seeing(tokenizer, model.spec, served.tasks, self._videos, seen)
+        self._chats = Chats(Seeing(tokenizer, model.spec, tasks, self._videos, seen), task, self._end, settings)
+
+    def close(self) -> None:
+        """End what it has begun, once nothing more is asked."""
+        self._videos.close()
 
     @property
     def is_ready(self) -> bool:
@@ -93,23 +101,33 @@ class Service:
         """Whether there is one model to talk with."""
         return len(set(map(id, self.served.models.values()))) == 1
 
-    async def classify(self, body: bytes, gone: Gone) -> dict[str, Any]:
+    async def classify(
+        self, body: bytes, gone: Gone, owner: bytes = b"", history: tuple[Turn, ...] = ()
+    ) -> dict[str, Any]:
         """The label of a dialogue with pictures.
 
         Args:
             body: JSON of a :class:`~tuyi.serve.classify.ClassifyRequest`.
             gone: Returns once nobody waits any more.
+            owner: Whose it is; what is kept of a request serves its owner's others alone.
+            history: Earlier messages of a row of the server's own files, which no request can name.
 
         Raises:
             RefusalError: It is not answered.
         """
         asked: list[str] = []
 
-        def read() -> Row:
+        def read(job: Job) -> Row | Callable[[], Row]:
             found = parsed(ClassifyRequest, body)
             asked.append(found.id or f"classify-{uuid4().hex}")
-            example = Example(asked[0], found.content(self._pictures()), task=found.task)
-            return row_of(example, self.served.encoder, self.settings.max_characters)
+
+            def row() -> Row:
+                content = found.content(Shown(self.settings))
+                example = Example(asked[0], content, task=found.task, history=history)
+                encoder = self._encoder.of(owner, lambda: job.is_gone)
+                return owned(row_of(example, encoder, self.settings.max_characters), owner)
+
+            return row if found.is_slow else row()
 
         watched = Watched(self._engine, read, gone, self.settings.deadline_s)
         try:
@@ -120,19 +138,20 @@ class Service:
         answer = answered(watched.job.asked, event, self.served.info)
         return {"id": asked[0], "model": self.served.name, **answer, "timing": _timing(watched, event)}
 
-    async def chat(self, body: bytes, gone: Gone) -> Talking:
+    async def chat(self, body: bytes, gone: Gone, owner: bytes = b"") -> Talking:
         """The answer to a conversation, from its first event on.
 
         Args:
             body: JSON of a :class:`~tuyi.serve.chat.ChatRequest`.
             gone: Returns once nobody waits any more.
+            owner: Whose it is; what is kept of a request serves its owner's others alone.
 
         Raises:
             RefusalError: It is not answered.
         """
         asked: list[ChatRequest] = []
 
-        def read() -> Row:
+        def read(job: Job) -> Row | Callable[[], Row]:
             found = parsed(ChatRequest, body)
             if found.model is not None:
                 self.check(found.model)
@@ -140,7 +159,12 @@ class Service:
                 message = "this server has a model for each task, which answer /v1/classify; serve one of them to chat"
                 raise RefusalError(400, message, code="no_chat")
             asked.append(found)
-            return self._chats.row(found, found.example(self._pictures()))
+
+            def row() -> Row:
+                chats = replace(self._chats, encoder=self._chats.encoder.of(owner, lambda: job.is_gone))
+                return owned(chats.row(found, found.example(Shown(self.settings))), owner)
+
+            return row if found.is_slow else row()
 
         watched = Watched(self._engine, read, gone, self.settings.deadline_s)
         try:
@@ -160,21 +184,6 @@ class Service:
         if name != self.served.name:
             message = f"model: expected {self.served.name!r}, found {name[:100]!r}"
             raise RefusalError(404, message, param="model", code="model_not_found")
-
-    def _pictures(self) -> Callable[[str, str], Image]:
-        """Makes the pictures of one request, as many as it may have."""
-        settings, number = self.settings, count(1)
-
-        def picture(url: str, name: str) -> Image:
-            if next(number) > settings.max_pictures:
-                message = f"{name}: expected at most {settings.max_pictures} pictures, found more"
-                raise RefusalError(400, message, param=name, code="too_many_images")
-            if not settings.allow_hosts or url[:5].lower() == "data:":
-                return from_data_url(url, name, settings.max_picture_pixels)
-            data = fetch(url, name, settings.allow_hosts, most_bytes=settings.max_body_bytes, seconds=settings.read_s)
-            return checked(data, name, settings.max_picture_pixels)
-
-        return picture
 
 
 def _context(served: Served, model: Model) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tuyi.config import Settings
 from tuyi.cores import cpu_cores
+from tuyi.data.options import ReadOptions
 
 __all__ = ["ServeRun", "ServeSettings"]
 
@@ -26,6 +27,10 @@ class ServeSettings(Settings):
     """File of bearer tokens, one a line; without it everybody who reaches the port is answered."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts from which pictures are fetched; none, so that pictures come as data URLs alone, where not given."""
+    page: bool | None = None
+    """Whether there is a web page at ``/``; where Gradio is installed, where not given."""
+    page_hosts: tuple[str, ...] = ()
+    """Names under which the page may be opened without tokens, beside addresses, localhost and this machine's own."""
     device: str | None = None
     """Torch device; the first GPU where there is one, else the CPU."""
     precision: Literal["bfloat16", "float32"] | None = None
@@ -54,6 +59,17 @@ class ServeSettings(Settings):
     """Most pictures of a request."""
     max_picture_pixels: int = Field(default=40_000_000, gt=0)
     """Most pixels of a picture, by its header."""
+    max_videos: int = Field(default=2, ge=0)
+    """Most videos of a request."""
+    max_video_seconds: float = Field(default=600.0, gt=0)
+    """Longest video."""
+    max_video_pixels: int = Field(default=9_437_184, gt=0)
+    """Most pixels of a frame of a video, by its header."""
+    keep_tokens: int | None = Field(default=None, ge=0)
+    """Most tokens of ended answers, with their prompts, that a follow-up finds in the cache; all that new answers leave
+    room for where not given, none with 0."""
+    keep_media_bytes: int = Field(default=256 << 20, ge=0)
+    """Most bytes of decoded pictures and videos that are kept for requests that show them again."""
     max_characters: int = Field(default=32_768, gt=0)
     """Most characters of text of a request."""
     max_output_tokens: int = Field(default=1024, gt=0)
@@ -67,3 +83,5 @@ class ServeRun(Settings):
     """How to serve."""
     budget: dict[str, Any] = Field(default_factory=dict)
     """Budget settings to use instead of the model's, such as ``max_pixels``."""
+    read: ReadOptions = ReadOptions()
+    """How to read the data that is labelled on the page."""

@@ -36,8 +36,8 @@ class Stream(Response):
         async def tell(data: bytes) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await tell(self._talking.completion.opening())
             async for event in self._talking.events():
                 for chunk in self._talking.completion.chunks(event):

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from tuyi.serve.engine import Engine
-from tuyi.serve.jobs import Answered, Event, Failed, Job, Labelled, Piece, Row
+from tuyi.serve.jobs import Answered, Event, Failed, Job, Labelled, Piece, Read, Row
 from tuyi.serve.refusals import RefusalError
 
 __all__ = ["ClientGoneError", "Gone", "Watched"]
@@ -28,7 +28,7 @@ class Watched:
 
     Args:
         engine: Who answers it.
-        read: Makes its row.
+        read: Makes its row, as :class:`~tuyi.serve.jobs.Job` says.
         gone: Returns once the client is.
         seconds: Until its deadline.
 
@@ -36,7 +36,7 @@ class Watched:
         RefusalError: The queue is full.
     """
 
-    def __init__(self, engine: Engine, read: Callable[[], Row], gone: Gone, seconds: float) -> None:
+    def __init__(self, engine: Engine, read: Read, gone: Gone, seconds: float) -> None:
         self._mail: asyncio.Queue[Event] = asyncio.Queue()
         self._gone = gone
         self.job = Job(read, self._mail)
@@ -58,7 +58,7 @@ class Watched:
 
     def close(self) -> None:
         """Nobody waits any more."""
-        self.job.is_gone = True
+        self._leave()
         self._clock.cancel()
         self._watch.cancel()
 
@@ -66,6 +66,14 @@ class Watched:
         await self._gone()
         self._give_up(ClientGoneError())
 
-    def _give_up(self, error: RefusalError) -> None:
+    def _leave(self) -> None:
         self.job.is_gone = True
+        self.job.read = _nothing  # which held the request's body, that nobody may have begun to read
+
+    def _give_up(self, error: RefusalError) -> None:
+        self._leave()
         self._mail.put_nowait(Failed(error))
+
+
+def _nothing(job: Job) -> Row:
+    raise ClientGoneError

@@ -17,6 +17,7 @@ from tuyi.model.load import Model
 from tuyi.model.sampling import Sampler, ranked
 from tuyi.predict.underway import Underway, choose_labels, write_on
 from tuyi.predict.writing import Vocabulary, Writing
+from tuyi.serve.beginnings import Beginning, Beginnings
 from tuyi.serve.jobs import Answered, Event, Job, Piece, Script, Token
 from tuyi.serve.spoken import Spoken
 
@@ -34,6 +35,7 @@ class _Row(Underway):
         spoken: The answer as text.
         sampler: Draws its tokens; the likeliest where None.
         begun: When its prompt had passed; monotonic seconds.
+        cached: Tokens of its prompt that were in the cache.
         tokens: Those of free text, where they are to be told, the first ``sent`` of which are.
     """
 
@@ -43,6 +45,7 @@ class _Row(Underway):
     spoken: Spoken
     sampler: Sampler | None
     begun: float
+    cached: int
     tokens: list[Token] = field(default_factory=list)
     sent: int = 0
 
@@ -64,13 +67,17 @@ class Writer:
         encoder: Whose tokens answers have.
         cache_tokens: Tokens of all rows under way that the cache has room for.
         pack_tokens: Most tokens of a pass that scores labels.
+        keep_tokens: Most tokens of rows that stay in the cache when they have ended; new ones never wait for them.
     """
 
-    def __init__(self, model: Model, encoder: Encoder, cache_tokens: int, pack_tokens: int) -> None:
+    def __init__(
+        self, model: Model, encoder: Encoder, cache_tokens: int, pack_tokens: int, keep_tokens: int | None = None
+    ) -> None:
         self._model, self._encoder, self._pack_tokens = model, encoder, pack_tokens
         self._vocabulary = Vocabulary(model.frontend.tokenizer)
         self.cache_tokens = cache_tokens
         self._decoder = Decoder(model, cache_tokens)
+        self._kept = Beginnings(cache_tokens if keep_tokens is None else min(keep_tokens, cache_tokens))
         self._rows: list[_Row] = []
 
     def __len__(self) -> int:
@@ -83,13 +90,15 @@ class Writer:
 
     def join(self, jobs: Sequence[Job]) -> list[tuple[Job, Event]] | None:
         """Let rows join with their prompts; None, and nothing done, where there is no room for all of them."""
-        scripts = [job.asked.writes for job in jobs]
-        joined = self._decoder.join([job.asked.encoded for job in jobs], [script.most for script in scripts])
-        if joined is None:
+        found = self._make_room(jobs)
+        if found is None:
             return None
-        lives, logits = joined
+        jobs = [*found, *(job for job in jobs if job not in found)]
+        cached = [one.common(job.asked.encoded) for job, one in found.items()]
+        lives, logits = self._pass(jobs, list(zip(found.values(), cached)))
+        cached += [0] * (len(jobs) - len(found))
         begun = time.monotonic()
-        rows = [self._row(job, script, live, begun) for job, script, live in zip(jobs, scripts, lives)]
+        rows = [self._row(job, live, begun, known) for job, live, known in zip(jobs, lives, cached)]
         self._rows += rows
         for row in rows:
             row.job.row = replace(row.job.asked, encoded=replace(row.job.asked.encoded, media=()))
@@ -117,13 +126,52 @@ class Writer:
         jobs = self.jobs
         self._rows = []
         self._decoder = Decoder(self._model, self.cache_tokens)
+        self._kept = Beginnings(self._kept.most)
         return jobs
 
-    def _row(self, job: Job, script: Script, live: Live, begun: float) -> _Row:
+    def _make_room(self, jobs: Sequence[Job]) -> dict[Job, Beginning] | None:
+        """The kept rows that prompts begin as, others dropped as far as the room is needed; None where it is not."""
+        asked = {job: self._kept.find(job.asked.marks) for job in jobs}
+        sizes = {job: len(job.asked.encoded) + job.asked.writes.most for job in jobs}
+        cache = self._decoder.cache
+        if not cache.fits(list(sizes.values()), self._kept.rooms):
+            return None
+        while True:
+            found = {job: one for job, one in asked.items() if one is not None and one.is_kept}
+            # as they are going to be taken
+            if cache.fits([*(sizes[job] for job in found), *(sizes[job] for job in jobs if job not in found)]):
+                return found
+            oldest = self._kept.drop_oldest()
+            assert oldest is not None, "there is room without them"
+            self._decoder.leave([oldest])
+
+    def _pass(self, jobs: Sequence[Job], known: Sequence[tuple[Beginning, int]]) -> tuple[list[Live], Tensor]:
+        """Let prompts pass the model, the first of them from where they differ from what is known."""
+        encoded = [job.asked.encoded for job in jobs]
+        most = [job.asked.writes.most for job in jobs]
+        lives: list[Live] = []
+        logits: list[Tensor] = []
+        if known:
+            for row, extra, (one, length) in zip(encoded, most, known):
+                live = self._decoder.fork(one.live, length, len(row) + extra)
+                assert live is not None, "there is room"
+                lives.append(live)
+            behind = self._decoder.append(lives, encoded[: len(known)], most[: len(known)])
+            assert behind is not None, "there is room"
+            logits.append(behind)
+        if len(known) < len(jobs):
+            joined = self._decoder.join(encoded[len(known) :], most[len(known) :])
+            assert joined is not None, "there is room"
+            lives += joined[0]
+            logits.append(joined[1])
+        return lives, torch.cat(logits)
+
+    def _row(self, job: Job, live: Live, begun: float, cached: int) -> _Row:
+        script = job.asked.writes
         sampler = None if script.sampling is None else Sampler(script.sampling, self._model.device)
         row = _Row(
             job=job, script=script, vocabulary=self._vocabulary, live=live, stages=deque(script.stages),
-            spoken=Spoken(script.stop), sampler=sampler, begun=begun, spent=job.asked.opening,
+            spoken=Spoken(script.stop), sampler=sampler, begun=begun, cached=cached, spent=job.asked.opening,
         )  # fmt: skip
         ids = job.asked.encoded.ids
         row.told([int(one) for one in ids[len(ids) - job.asked.opening :]])
@@ -178,7 +226,7 @@ class Writer:
         seconds = time.monotonic()
         for row in done:
             answer = Answered(
-                row.spoken.text, row.texts, row.label, row.logprobs, row.spent, row.is_cut, row.tokens,
+                row.spoken.text, row.texts, row.label, row.logprobs, row.spent, row.cached, row.is_cut, row.tokens,
                 len(self._rows), seconds - row.begun,
             )  # fmt: skip
             events.append((row.job, answer))
@@ -189,7 +237,10 @@ class Writer:
         self._leave([row for row in self._rows if row.job.is_gone])
 
     def _leave(self, rows: Sequence[_Row]) -> None:
-        self._decoder.leave([row.live for row in rows])
+        """Rows end; what is kept of them stays in the cache."""
+        for row in rows:
+            row.live.room = self._decoder.cache.shrink(row.live.room, len(row.live))
+            self._decoder.leave(self._kept.keep(row.live, row.job.asked))
         self._rows = [row for row in self._rows if row not in rows]
 
 

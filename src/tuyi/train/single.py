@@ -52,6 +52,7 @@ def train_single(given: Fitting) -> TrainSummary:
     """
     from tuyi.train.fit import fit
     from tuyi.train.save import save_model
+    from tuyi.train.seen import seen
 
     result = fit(given)
     start = given.frontend.info
@@ -61,6 +62,8 @@ def train_single(given: Fitting) -> TrainSummary:
         versions=versions(),
         settings=result.settings.model_dump(mode="json"),
         scores=result.scores,
+        data={"train": seen(given.rows, given.lessons.tasks)}
+        | ({"valid": seen(given.valid, given.encoder.tasks)} if given.valid else {}),
     )
     save_model(result.trainer, result.base, given.out, folder)
     return TrainSummary(

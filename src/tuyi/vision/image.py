@@ -20,7 +20,7 @@ from tuyi.vision.trailer import has_late_text, is_whole
 if TYPE_CHECKING:
     from tuyi.data.example import Image
 
-__all__ = ["MAX_PICTURE_PIXELS", "ImageInfo", "load_rgb", "probe_image"]
+__all__ = ["DAMAGE", "FORMATS", "MAX_PICTURE_PIXELS", "ImageInfo", "known_formats", "load_rgb", "probe_image"]
 
 MAX_PICTURE_PIXELS = 178_956_970
 """Largest picture that is opened, by its header: twice Pillow's own limit for a warning, 512 MiB as RGB."""
@@ -28,8 +28,7 @@ MAX_PICTURE_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 """Formats of Pillow that are tried: those that a viewer opens and that a file surely shows by its first bytes."""
 
-# What Pillow's decoders raise on damaged files; SyntaxError is theirs for a broken PNG or TIFF structure.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -41,6 +40,7 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
+"""What Pillow's decoders raise on damaged files; SyntaxError is theirs for a broken PNG or TIFF structure."""
 
 _TURNS = {
     2: Pillow.Transpose.FLIP_LEFT_RIGHT,
@@ -119,7 +119,7 @@ def _opened(image: Image) -> Iterator[tuple[Pillow.Image, BinaryIO]]:
             if not file.read(1):
                 raise MediaError(f"picture {image}: expected a picture, found an empty file; replace the file")
             file.seek(0)
-            with Pillow.open(file, formats=_formats()) as picture:
+            with Pillow.open(file, formats=known_formats()) as picture:
                 pixels = picture.width * picture.height
                 if pixels > MAX_PICTURE_PIXELS:
                     raise _too_large(image, f"{picture.width} x {picture.height} = {pixels:,}")
@@ -137,16 +137,17 @@ def _opened(image: Image) -> Iterator[tuple[Pillow.Image, BinaryIO]]:
         ) from error
     except Pillow.DecompressionBombError as error:
         raise _too_large(image, str(error)) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise MediaError(
             f"picture {image}: expected a whole picture, found a truncated or damaged one ({error}); "
             "fetch the file again or save it anew"
         ) from error
 
 
-def _formats() -> list[str]:
+def known_formats() -> list[str]:
+    """Those of :data:`FORMATS` that this Pillow has; an older one knows no AVIF."""
     Pillow.init()
-    return [name for name in FORMATS if name in Pillow.OPEN]  # older Pillow knows no AVIF
+    return [name for name in FORMATS if name in Pillow.OPEN]
 
 
 def _file(image: Image) -> BinaryIO:
@@ -163,7 +164,7 @@ def _orientation(picture: Pillow.Image) -> int:
     try:
         # Not picture.getexif(): for PNG that decodes every pixel to look for EXIF after them.
         return int(Pillow.Image.getexif(picture).get(_ORIENTATION, 1))
-    except _DAMAGE:
+    except DAMAGE:
         return 1  # viewers show a picture with broken EXIF as it is stored
 
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -120,24 +121,32 @@ def _upright(frame: Any, to_rgb: Any) -> NDArray[np.uint8]:
     return turned
 
 
-_LOOKS: OrderedDict[tuple[str, int, int], tuple[VideoInfo, Packets | None]] = OrderedDict()
+_LOOKS: OrderedDict[tuple[str | bytes, int, int], tuple[VideoInfo, Packets | None]] = OrderedDict()
 _MOST_LOOKS = 16
 
 
 def _look(video: Video) -> tuple[VideoInfo, Packets | None]:
     """What a video holds, and its packets where they tell frames apart."""
+    key = _identity(video)
+    if key is None:
+        return _first_look(video)  # which says what is wrong
+    found = _LOOKS.get(key)
+    if found is None:
+        found = _LOOKS[key] = _first_look(video)
+        while len(_LOOKS) > _MOST_LOOKS:
+            _LOOKS.popitem(last=False)
+    return found
+
+
+def _identity(video: Video) -> tuple[str | bytes, int, int] | None:
+    """Equal for equal files; None where there is none."""
     if isinstance(video.source, bytes):
-        return _first_look(video)
+        return blake2b(video.source).digest(), 0, len(video.source)
     try:
         status = video.source.stat()
     except OSError:
-        return _first_look(video)  # which says what is wrong
-    key = str(video.source.absolute()), status.st_mtime_ns, status.st_size
-    if key not in _LOOKS:
-        _LOOKS[key] = _first_look(video)
-        while len(_LOOKS) > _MOST_LOOKS:
-            _LOOKS.popitem(last=False)
-    return _LOOKS[key]
+        return None
+    return str(video.source.absolute()), status.st_mtime_ns, status.st_size
 
 
 def _first_look(video: Video) -> tuple[VideoInfo, Packets | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from tuyi.data.example import Image, Part, Text, Video
 from tuyi.data.formats.fields import Fields
 from tuyi.errors import DataError
 
-__all__ = ["IMAGE_MARK", "VIDEO_MARK", "MediaFolders", "joined", "put_in_place", "spell"]
+__all__ = ["IMAGE_MARK", "VIDEO_MARK", "MediaFolders", "joined", "placed", "put_in_place", "spell"]
 
 IMAGE_MARK = "<image>"
 VIDEO_MARK = "<video>"
@@ -105,10 +105,11 @@ def put_in_place(
                 f"{marks} {mark} in the text but {media} {noun}{'' if media == 1 else 's'}; "
                 "expected one mark for each, in order",
             )
-    return [tuple(_parts(text, waiting)) for text in texts]
+    return [tuple(placed(text, waiting)) for text in texts]
 
 
-def _parts(text: str, waiting: dict[str, list[Media]]) -> Iterable[Part]:
+def placed(text: str, waiting: dict[str, list[Media]]) -> Iterator[Part]:
+    """A text cut at the marks for which media wait; each mark takes the first that waits for it."""
     for piece in _MARKS.split(text):
         if piece in waiting:
             yield waiting[piece].pop(0)
