@@ -22,7 +22,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from urllib.request import urlopen
 
 from engines import Job
 from predict import machine, measure
-from workload import make_model, make_workload, texts
+from workload import kept_or_temporary, make_model, make_workload, texts
 
 __all__ = ["SMALL", "Launched", "Load", "answer", "launched", "load", "requests_of", "server", "small_requests"]
 
@@ -244,11 +243,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     args = _arguments()
-    if args.work is not None:
-        run(args, args.work)
-        return
-    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as folder:
-        run(args, Path(folder))
+    with kept_or_temporary(args.work) as folder:
+        run(args, folder)
 
 
 def run(args: argparse.Namespace, work: Path) -> None:

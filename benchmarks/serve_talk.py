@@ -17,7 +17,6 @@ import asyncio
 import base64
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any
 from pictures import save_screenshot
 from predict import machine
 from serve import SMALL, server
-from workload import make_model, texts
+from workload import kept_or_temporary, make_model, texts
 
 __all__ = ["Turn", "talks"]
 
@@ -136,11 +135,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     args = _arguments()
-    if args.work is not None:
-        run(args, args.work)
-        return
-    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as folder:
-        run(args, Path(folder))
+    with kept_or_temporary(args.work) as folder:
+        run(args, folder)
 
 
 def run(args: argparse.Namespace, work: Path) -> None:

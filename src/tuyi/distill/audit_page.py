@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuyi.data.example import Example, Image, Text, Turn
 from tuyi.distill.corrections import COLUMNS, corrections_rows
-from tuyi.evaluate.mistakes import Bubble, NearLabel, view
+from tuyi.evaluate.mistakes import NearLabel, view
 from tuyi.evaluate.rows import Mistake
 from tuyi.predict.prediction import Prediction
 from tuyi.templates import templates
@@ -118,24 +118,12 @@ def _card(issue: Issue, example: Example, tasks: TaskSet) -> dict[str, Any]:
         "near": [[near.label, round(near.probability, 4)] for near in seen.near if _worth_a_bar(near)],
         "twins": row.others[:_TWINS],
         "more_twins": max(0, len(row.others) - _TWINS),
-        "said": [_bubble(bubble) for bubble in (*seen.earlier, *seen.bubbles)],
+        "said": [bubble.data() for bubble in (*seen.earlier, *seen.bubbles)],
     }
 
 
 def _worth_a_bar(near: NearLabel) -> bool:
     return near.probability >= _LEAST_BAR or near.kind == "gold"
-
-
-def _bubble(bubble: Bubble) -> dict[str, Any]:
-    pieces: list[dict[str, str]] = []
-    for piece in bubble.pieces:
-        if isinstance(piece, str):
-            pieces.append({"text": piece})
-        elif piece.uri is not None:
-            pieces.append({"uri": piece.uri, "name": piece.name})
-        else:
-            pieces.append({"name": piece.name, "problem": piece.problem})
-    return {"who": bubble.speaker, "side": bubble.side, "pieces": pieces}
 
 
 def _unpictured(example: Example) -> Example:

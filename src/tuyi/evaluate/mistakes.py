@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuyi.data.example import Image, Part, Text, Video
 from tuyi.errors import MediaError
@@ -55,6 +55,22 @@ class Bubble:
     def is_long(self) -> bool:
         """Whether the text is folded."""
         return self.length > LONG_TEXT
+
+    def data(self, *, problems: bool = True) -> dict[str, Any]:
+        """It as plain data, for scripts of a page.
+
+        Args:
+            problems: Whether to say why a picture is not shown, which tells its path.
+        """
+        pieces: list[dict[str, str]] = []
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                pieces.append({"text": piece})
+            elif piece.uri is not None:
+                pieces.append({"uri": piece.uri, "name": piece.name})
+            else:
+                pieces.append({"name": piece.name, **({"problem": piece.problem} if problems else {})})
+        return {"who": self.speaker, "side": self.side, "pieces": pieces}
 
 
 @dataclass(frozen=True, slots=True)

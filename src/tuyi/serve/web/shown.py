@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tuyi.evaluate.mistakes import Bubble, MistakeView, NearLabel, view
+from tuyi.evaluate.mistakes import MistakeView, NearLabel, view
 from tuyi.evaluate.rows import Mistake
 from tuyi.predict.prediction import Prediction
 
@@ -35,21 +35,9 @@ def shown_bubbles(seen: MistakeView) -> list[dict[str, Any]]:
 
     Why a picture is not shown stays here: it would tell paths of the server.
     """
-    return [_bubble(bubble) for bubble in (*seen.earlier, *seen.bubbles)]
+    return [bubble.data(problems=False) for bubble in (*seen.earlier, *seen.bubbles)]
 
 
 def shown_labels(near: Sequence[NearLabel]) -> list[dict[str, Any]]:
     """Labels with their probabilities and ranks; ``kind`` is ``gold``, ``wrong`` or empty."""
     return [{"label": one.label, "share": one.probability, "rank": one.rank, "kind": one.kind} for one in near]
-
-
-def _bubble(bubble: Bubble) -> dict[str, Any]:
-    pieces: list[dict[str, str]] = []
-    for piece in bubble.pieces:
-        if isinstance(piece, str):
-            pieces.append({"text": piece})
-        elif piece.uri is not None:
-            pieces.append({"uri": piece.uri, "name": piece.name})
-        else:
-            pieces.append({"name": piece.name})
-    return {"who": bubble.speaker, "side": bubble.side, "pieces": pieces}
