@@ -71,11 +71,13 @@ def test_who_takes_no_answer_is_let_go(server: Running):
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     connection.connect(server.address)
     connection.settimeout(0.2)
+    was_there = False
     with contextlib.closing(connection):
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ConnectionError):  # it may be let go while we still send
             for _ in range(1000):  # 20 MB of answers, more than any buffer between us
                 connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert connections
+                was_there |= bool(connections)
+        assert was_there
         while connections and time.monotonic() < until + 20:
             time.sleep(0.05)
         assert not connections
