@@ -110,9 +110,10 @@ def test_pictures_go_where_they_are_dropped_and_pasted(page_server: Running, ope
     page.keyboard.press("Control+End")
     page.keyboard.type(" end")
     page.keyboard.press("Enter")
-    page.keyboard.type("last ")
-    page.evaluate(
+    page.keyboard.type("last")
+    page.evaluate(  # at once after a key, before the browser has told of the caret's new place
         """(text) => {
+            document.execCommand("insertText", false, " ");
             const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
             const data = new DataTransfer();
             data.items.add(new File([bytes], "pasted.png", {type: "image/png"}));

@@ -125,14 +125,18 @@ tuyi.classify = (() => {
   }
 
   let caret = null; // where typing was last
-  document.addEventListener("selectionchange", () => {
+  // Browsers tell of a changed selection late: where a place is needed, it is read there and then
+  function remember() {
     const selection = getSelection();
     if (selection.rangeCount && editor?.contains(selection.anchorNode)) caret = selection.getRangeAt(0).cloneRange();
-  });
+    if (!editor?.contains(caret?.startContainer)) caret = null;
+    return caret;
+  }
+  document.addEventListener("selectionchange", remember);
 
   function put(nodes, range) {
-    let into = range || caret;
-    if (!into || !editor.contains(into.startContainer)) {
+    let into = range || remember();
+    if (!editor.contains(into?.startContainer)) {
       into = document.createRange();
       into.selectNodeContents(editor);
       into.collapse(false);
@@ -375,7 +379,7 @@ tuyi.classify = (() => {
       const found = files.of(event.clipboardData);
       const text = event.clipboardData.getData("text/plain");
       if (text) document.execCommand("insertText", false, text);
-      else if (found.length) insert(found, caret && editor.contains(caret.startContainer) && chips().every((one) => one.picture) ? caret : null);
+      else if (found.length) insert(found, chips().every((one) => one.picture) ? remember() : null);
     });
     editor.addEventListener("dragover", (event) => {
       event.preventDefault();
