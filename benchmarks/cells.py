@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from predict import machine
+from machine import machine
 from tuyi.model.quiet import no_progress_bars
 from tuyi.whole import write_whole
 

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import begin
 from models import make_model
-from predict import machine
 from workload import kept_or_temporary, make_workload, texts
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def run_batches(
     import torch
 
     made: list[list[int]] = []
-    for begin in range(0, len(rows), batch):
-        inputs = hf_inputs(rows[begin : begin + batch], frontend)
+    for at in range(0, len(rows), batch):
+        inputs = hf_inputs(rows[at : at + batch], frontend)
         inputs = {
             key: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
             for key, value in inputs.items()
@@ -178,9 +178,8 @@ def run(args: argparse.Namespace, work_folder: Path) -> None:
     from tuyi.model.tasks import with_budget
     from tuyi.task import load_tasks
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, _ = begin(args.device)
     args.device, on_gpu = device, device.startswith("cuda")
-    print("; ".join(f"{name} {value}" for name, value in machine(device).items()), flush=True)
     folder = make_model(work_folder / args.size, args.size, texts(), device=device)
     data = make_workload(
         work_folder / f"decode-{args.rows}-{args.seed}", args.rows, args.seed,

@@ -111,4 +111,7 @@ def make_model(folder: Path, size: str, texts: Iterable[str], *, device: str = "
         model.generation_config.pad_token_id = config.text_config.pad_token_id
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
+    if device.startswith("cuda"):  # for those who measure
+        del model
+        torch.cuda.empty_cache()
     return folder

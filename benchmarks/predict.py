@@ -20,17 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 
 from engines import ENGINES, Job, Result
 from floor import Flops, count_flops, floor_rate, matrix_rate, row_work, total
+from machine import begin
 from models import make_model
 from workload import kept_or_temporary, make_workload, texts
 
@@ -111,22 +110,6 @@ def measure(engine: str, job: Job, vllm_path: str) -> Result:
     return Result(**json.loads(result_file.read_text(encoding="utf-8")))
 
 
-def machine(device: str) -> dict[str, str]:
-    """What the numbers were measured on."""
-    import torch
-
-    from tuyi.cores import cpu_cores
-
-    found = {"cpu": f"{cpu_cores()} cores, {platform.processor() or platform.machine()}"}
-    if device.startswith("cuda"):
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        found["gpu"] = f"{len(names)} × {names[0]}, CUDA {torch.version.cuda}"
-    found["python"] = platform.python_version()
-    for name in ("tuyi", "torch", "transformers", "pillow"):
-        found[name] = metadata.version(name)
-    return found
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="tiny model, small pictures, CPU, script against local")
@@ -172,12 +155,8 @@ def run(args: argparse.Namespace, work_folder: Path) -> None:
     from tuyi.model.tasks import with_budget
     from tuyi.task import load_tasks
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    facts = machine(device)
-    print("; ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    device, facts = begin(args.device)
     model = make_model(work_folder / args.size, args.size, texts(), device=device)
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
     started = time.perf_counter()
     data = make_workload(
         work_folder / f"rows-{args.rows}-{args.seed}-{args.tasks}-{args.copies}", args.rows, args.seed,

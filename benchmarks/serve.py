@@ -32,8 +32,10 @@ from typing import IO
 from urllib.request import urlopen
 
 from engines import Job
-from predict import machine, measure
-from workload import kept_or_temporary, make_model, make_workload, texts
+from machine import begin
+from models import make_model
+from predict import measure
+from workload import kept_or_temporary, make_workload, texts
 
 __all__ = ["SMALL", "Launched", "Load", "answer", "launched", "load", "requests_of", "server", "small_requests"]
 
@@ -249,13 +251,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace, work: Path) -> None:
     """Make model and rows, predict, serve, print."""
-    import torch
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print("; ".join(f"{name} {value}" for name, value in machine(device).items()), flush=True)
+    device, _ = begin(args.device)
     model = make_model(work / args.size, args.size, texts(), device=device)
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
     task = "www2025"
     if args.tiny:
         task, bodies = str(work / "task.yaml"), small_requests(args.rows)

@@ -30,10 +30,11 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from predict import machine
+from machine import begin
+from models import make_model
 from rude import RUDE, Address, Rude
 from serve import SMALL, launched, small_requests
-from workload import make_model, texts
+from workload import texts
 
 CLIENTS, WAITS = 64, (429, 503, 504)
 SETTINGS = ("serve.device=cpu", "serve.read_s=10", "serve.deadline_s=30")
@@ -345,7 +346,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the server")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of tuyi serve")
     args = parser.parse_args()
-    print("; ".join(f"{name} {value}" for name, value in machine("cpu").items()), flush=True)
+    begin("cpu")
     with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as folder, (Path(folder) / "log").open("w+") as log:
         model, task = make_model(Path(folder) / "tiny", "tiny", texts(), device="cpu"), Path(folder) / "task.yaml"
         task.write_text(SMALL, encoding="utf-8")

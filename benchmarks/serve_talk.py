@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import begin
+from models import make_model
 from pictures import save_screenshot
-from predict import machine
 from serve import SMALL, server
-from workload import kept_or_temporary, make_model, texts
+from workload import kept_or_temporary, texts
 
 __all__ = ["Turn", "talks"]
 
@@ -141,13 +142,8 @@ def main() -> None:
 
 def run(args: argparse.Namespace, work: Path) -> None:
     """Make model and pictures, serve the talks twice, print."""
-    import torch
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print("; ".join(f"{name} {value}" for name, value in machine(device).items()), flush=True)
+    device, _ = begin(args.device)
     model = make_model(work / args.size, args.size, texts(), device=device)
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
     task = work / "task.yaml"
     task.write_text(SMALL.replace("max_pixels: 12544", f"max_pixels: {args.max_pixels}"), encoding="utf-8")
     urls = pictures(work / "pictures", args.talks + 1, args.side)

@@ -26,7 +26,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -34,11 +33,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from floor import Flops, RowWork, count_flops, matrix_rate, row_work
+from machine import begin
 from models import make_model
-from predict import machine
 from stretches import cost, show, show_ratios
 from trainers import Interpreter, Job, Recipe, launch
-from workload import make_workload, texts
+from workload import kept_or_temporary, make_workload, texts
 
 MAX_TOKENS = 8192
 _AS_RUN_PASSES = {"full": 2, "lora": 8}
@@ -88,8 +87,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the tables."""
     args = _arguments()
-    with tempfile.TemporaryDirectory(prefix="tuyi-bench-") as scratch:
-        work = (args.work or Path(scratch)).resolve()
+    with kept_or_temporary(args.work) as folder:
+        work = folder.resolve()
         if args.tiny or args.quality:
             import train_quality
             import train_tiny
@@ -103,9 +102,7 @@ def run(args: argparse.Namespace, work: Path) -> None:
     """Make model and rows, train in every way, print."""
     import torch
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    facts = machine(device)
-    print("; ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    device, facts = begin(args.device)
     model, data = prepare(args, work, device)
     common: dict[str, Any] = {
         "model": str(model), "task": "www2025", "max_pixels": args.max_pixels, "max_tokens": MAX_TOKENS,

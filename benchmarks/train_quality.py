@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from machine import begin
 from models import make_model
-from predict import machine
 from step_record import Trained
 from train_tiny import loss_gap
 from trainers import Job, Recipe, launch
@@ -34,14 +34,10 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits"
 
 def run(args: argparse.Namespace, work: Path) -> None:
     """Train with every seed, print the table, draw the curves."""
-    import torch
-
     from tuyi.data import read
     from tuyi.model.quiet import no_progress_bars
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    facts = machine(device)
-    print("; ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    device, facts = begin(args.device)
     sys.path.append(str(DIGITS))
     from prepare import write
 

@@ -17,8 +17,8 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+from machine import machine
 from models import make_model
-from predict import machine
 from step_record import Trained
 from trainers import Interpreter, Job, Recipe, launch
 

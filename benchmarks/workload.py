@@ -27,7 +27,7 @@ from pictures import draw_screenshot, save_screenshot
 from tuyi.data.sample.dialogues import goods, intents, small_talk, wordings
 from tuyi.task import load_tasks
 
-__all__ = ["Shape", "draw_shapes", "kept_or_temporary", "make_model", "make_workload", "texts"]
+__all__ = ["Shape", "draw_shapes", "kept_or_temporary", "make_workload", "texts"]
 
 SCENE_SHARE = 0.7
 """Share of scene rows, as in the challenge's training set."""

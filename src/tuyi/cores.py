@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["cpu_cores"]
+__all__ = ["cpu_cores", "reading_workers"]
 
 _LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
@@ -24,3 +24,12 @@ def cpu_cores(limit: Path = _LIMIT) -> int:
         return cores
     quota, _, period = limit.read_text(encoding="ascii").partition(" ")
     return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def reading_workers(processes: int = 1) -> int:
+    """Workers that read pictures beside a process, which needs a core itself.
+
+    Args:
+        processes: How many such processes share the cores.
+    """
+    return max(2, min(16, cpu_cores() // processes - 1))

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, OnBadRowOption, Read, Set, overrides
-from tuyi.cli.predict import Form
+from tuyi.cli.options import BadRow, Form, FormOption, OnBadRowOption, Read, Set, overrides
 
 if TYPE_CHECKING:
     from tuyi.evaluate.combine import How
@@ -25,9 +24,7 @@ def ensemble(
     data: Annotated[Path | None, typer.Option(help="Rows for models among the members; default: AGAINST.")] = None,
     against: Annotated[Path | None, typer.Option(help="The same rows with labels, to compare by.")] = None,
     submission: Annotated[Path | None, typer.Option(help="Also write the challenge's CSV; needs --data.")] = None,
-    form: Annotated[
-        Form, typer.Option("--submission-form", help="All test columns and predict, or id,predict.")
-    ] = Form.full,
+    form: FormOption = Form.full,
     set_: Set = None,
     read: Read = None,
     on_bad_row: OnBadRowOption = BadRow.stop,

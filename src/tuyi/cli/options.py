@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-__all__ = ["BadRow", "Engine", "OnBadRowOption", "Read", "Set", "overrides"]
+__all__ = ["BadRow", "Engine", "Form", "FormOption", "OnBadRowOption", "Read", "Set", "overrides"]
 
 
 class BadRow(StrEnum):
@@ -26,6 +26,13 @@ class Engine(StrEnum):
     api = "api"
 
 
+class Form(StrEnum):
+    """Columns of a submission."""
+
+    full = "full"
+    bare = "bare"
+
+
 OnBadRowOption: TypeAlias = Annotated[
     BadRow,
     typer.Option("--on-bad-row", help="A row that cannot be used: stop before the model loads, or name and skip it."),
@@ -37,6 +44,9 @@ Read: TypeAlias = Annotated[
 Set: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A setting by its dotted name, such as budget.max_pixels=200704."),
+]
+FormOption: TypeAlias = Annotated[
+    Form, typer.Option("--submission-form", help="All test columns and predict, or id,predict.")
 ]
 
 

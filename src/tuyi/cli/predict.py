@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tuyi.cli.options import BadRow, Engine, OnBadRowOption, Read, Set, overrides
+from tuyi.cli.options import BadRow, Engine, Form, FormOption, OnBadRowOption, Read, Set, overrides
 
 __all__ = ["predict"]
-
-
-class Form(StrEnum):
-    """Columns of a submission."""
-
-    full = "full"
-    bare = "bare"
 
 
 def predict(
@@ -29,9 +21,7 @@ def predict(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Built-in task or YAML file; default: the model's own.")] = None,
     submission: Annotated[Path | None, typer.Option(help="Also write the challenge's CSV.")] = None,
-    form: Annotated[
-        Form, typer.Option("--submission-form", help="All test columns and predict, or id,predict.")
-    ] = Form.full,
+    form: FormOption = Form.full,
     set_: Set = None,
     read: Read = None,
     on_bad_row: OnBadRowOption = BadRow.stop,

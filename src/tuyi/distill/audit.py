@@ -14,8 +14,9 @@ from tuyi.distill.audit_folder import Asked, AuditSummary, claim_audit, write_au
 from tuyi.distill.audit_tasks import check_not_learned, tasks_to_ask
 from tuyi.distill.audited_rows import AuditedRows, given_predictions, judge_rows, read_rows
 from tuyi.distill.folds import FoldJob, divide_folds, predict_folds
-from tuyi.distill.label_issues import Method, find_issues, need_cleanlab
+from tuyi.distill.label_issues import Method, find_issues
 from tuyi.errors import ConfigError
+from tuyi.extras import need
 from tuyi.predict.settings import PredictSettings
 from tuyi.train.settings import TrainSettings
 from tuyi.whole import write_whole
@@ -109,7 +110,7 @@ def audit(
     """
     from rich.console import Console
 
-    need_cleanlab()
+    need("cleanlab", "tuyi audit needs", extra="audit")
     settings, out = settings or audit_settings(model), Path(out)
     given = Path(predictions) if predictions is not None else None
     tasks = tasks_to_ask(task, model, given)

@@ -21,10 +21,13 @@ __all__ = [
     "COLUMNS",
     "Action",
     "Correction",
+    "Written",
     "corrections_csv",
     "corrections_rows",
+    "decided",
     "fingerprint",
     "read_corrections",
+    "read_written",
 ]
 
 Action: TypeAlias = Literal["", "keep", "change", "drop"]
@@ -91,11 +94,26 @@ def corrections_csv(issues: Sequence[Issue]) -> str:
     return file.getvalue()
 
 
-def read_corrections(file: Path) -> list[Correction]:
-    """The lines of a corrections file, as the audit, its page or a spreadsheet wrote it.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The cells of a corrections file.
+
+    Args:
+        file: It.
+        names: Its columns.
+        lines: Number and cells of each line that is not blank; as many cells as columns, or more.
+    """
+
+    file: Path
+    names: tuple[str, ...]
+    lines: tuple[tuple[int, list[str]], ...]
+
+
+def read_written(file: Path) -> Written:
+    """The cells of a corrections file, as the audit, its page or a spreadsheet wrote it.
 
     Raises:
-        FormatError: It cannot be read, lacks a column, or a line has an unknown action.
+        FormatError: It cannot be read, or lacks a column.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -116,13 +134,31 @@ def read_corrections(file: Path) -> list[Correction]:
             "`tuyi audit DATA --out DIR` writes such a file",
             Place(file, 1),
         )
-    found = []
-    for number, cells in enumerate(rows, 2):
-        if any(cell.strip() for cell in cells):
-            place = Place(file, number)
-            if len(cells) < len(names):
-                cells = [*cells, *[""] * (len(names) - len(cells))]
-            found.append(_correction(dict(zip(names, cells)), place))
+    lines = [
+        (number, [*cells, *[""] * (len(names) - len(cells))])
+        for number, cells in enumerate(rows, 2)
+        if any(cell.strip() for cell in cells)
+    ]
+    return Written(file, tuple(names), tuple(lines))
+
+
+def read_corrections(file: Path) -> list[Correction]:
+    """What a corrections file says.
+
+    Raises:
+        FormatError: It cannot be read, lacks a column, or a line has an unknown action.
+    """
+    return decided(read_written(file))
+
+
+def decided(written: Written) -> list[Correction]:
+    """What the lines of a corrections file say.
+
+    Raises:
+        FormatError: A line has an unknown action or confidence, or two have one id.
+    """
+    file, names = written.file, written.names
+    found = [_correction(dict(zip(names, cells)), Place(file, number)) for number, cells in written.lines]
     if twice := [id for id, many in Counter(one.id for one in found).items() if many > 1]:
         raise FormatError(f"id {twice[0]!r} stands in the corrections twice, expected it once", Place(file))
     return found

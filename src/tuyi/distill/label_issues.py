@@ -11,9 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tuyi.errors import ConfigError
-
-__all__ = ["Issue", "Judged", "Method", "Twins", "find_issues", "label_issues", "need_cleanlab"]
+__all__ = ["Issue", "Judged", "Method", "Twins", "find_issues", "label_issues"]
 
 Method: TypeAlias = Literal["prune_by_class", "prune_by_noise_rate", "both", "confident_learning"]
 Kind: TypeAlias = Literal["model", "duplicate"]
@@ -107,18 +105,6 @@ class Issue:
             "probabilities": {name: float(f"{value:.4g}") for name, value in ranked},
             "seen": row.fingerprint,
         }
-
-
-def need_cleanlab() -> None:
-    """Make sure that cleanlab is installed.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    try:
-        import cleanlab  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("tuyi audit needs the package cleanlab: pip install 'tuyi[audit]'") from error
 
 
 def label_issues(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tuyi.errors import ConfigError
+from tuyi.extras import need
 
 __all__ = ["four_bit_options", "keep_layout"]
 
@@ -21,10 +21,7 @@ def four_bit_options(device: Any, dtype: Any) -> dict[str, Any]:
     Raises:
         ConfigError: bitsandbytes is missing.
     """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("4-bit weights need the package bitsandbytes: pip install 'tuyi[qlora]'") from error
+    need("bitsandbytes", "4-bit weights need", extra="qlora")
     from transformers import BitsAndBytesConfig
 
     kind = BitsAndBytesConfig(

@@ -8,7 +8,8 @@ import platform
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from tuyi.errors import ConfigError, DataError, EngineError, MediaError, TuyiError
+from tuyi.errors import DataError, EngineError, MediaError, TuyiError
+from tuyi.extras import need
 from tuyi.predict.dispatch import RowPool
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.prediction import Prediction
@@ -220,11 +221,9 @@ class _Ledger:
 
 def _connect(address: str | None) -> bool:
     """Join a cluster; whether that had to be done."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError("--engine ray needs the package ray: pip install 'tuyi[ray]'") from error
+    need("ray.data", "--engine ray needs", extra="ray")
+    import ray
+    import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     if ray.is_initialized():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tuyi.config import Settings
-from tuyi.cores import cpu_cores
+from tuyi.cores import reading_workers
 from tuyi.data.options import ReadOptions
 from tuyi.predict.api import ApiSettings
 from tuyi.predict.vllm import VllmSettings
@@ -22,7 +22,7 @@ class PredictSettings(Settings):
     """Who runs the model: this machine, a Ray cluster, vLLM or a server."""
     pack_tokens: int | None = Field(default=None, gt=0)
     """Most tokens that pass the model together; as many as the memory found at start holds where not given."""
-    workers: int = Field(default=max(2, min(16, cpu_cores() - 1)), gt=0)
+    workers: int = Field(default=reading_workers(), gt=0)
     """Processes, on a CPU threads, that read pictures ahead of the model."""
     device: str | None = None
     """Torch device, or several with commas between; all GPUs where there are any, else the CPU."""

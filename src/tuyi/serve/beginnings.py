@@ -33,13 +33,11 @@ class Beginning:
         live: It.
         positions: int32, shape (3, tokens): M-RoPE positions.
         marks: Digests of its blocks.
-        is_kept: Whether it still is in the cache.
     """
 
     live: Live
     positions: NDArray[np.int32]
     marks: tuple[bytes, ...]
-    is_kept: bool = True
 
     def common(self, encoded: Encoded) -> int:
         """Tokens that a prompt begins with as it does, pictures and positions included; never the prompt's last."""
@@ -63,6 +61,9 @@ class Beginnings:
         self.most, self._held = most, 0
         self._all: OrderedDict[Beginning, None] = OrderedDict()
         self._by_mark: dict[bytes, Beginning] = {}
+
+    def __contains__(self, one: Beginning) -> bool:
+        return one in self._all
 
     @property
     def rooms(self) -> frozenset[Room]:
@@ -117,7 +118,6 @@ class Beginnings:
         for mark in one.marks:
             if self._by_mark.get(mark) is one:
                 del self._by_mark[mark]
-        one.is_kept = False
         return one.live
 
 

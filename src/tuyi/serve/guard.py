@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuyi.errors import ConfigError
+from tuyi.serve.held import Held
 from tuyi.serve.metrics import Metrics
 from tuyi.serve.refusals import RefusalError
 from tuyi.serve.settings import ServeSettings
@@ -71,7 +72,7 @@ class Guard:
     ) -> None:  # fmt: skip
         self._app, self._settings, self._tokens, self._metrics = app, settings, tokens, metrics
         self._is_open = is_open
-        self._held = 0
+        self._held = Held(settings.max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +90,7 @@ class Guard:
             except TimeoutError as error:
                 raise _SlowReaderError from error
 
-        body = _Body(self._settings, receive, self._hold)
+        body = _Body(self._settings, receive, self._held)
         try:
             self._admit(scope)
             await self._app(scope, body.receive, counted)
@@ -98,7 +99,7 @@ class Guard:
         except _SlowReaderError:
             pass  # the connection is closed behind us
         finally:
-            self._held -= body.size
+            self._held.give_back(body.size)
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(route, status, time.monotonic() - begun)
 
@@ -109,12 +110,6 @@ class Guard:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 20 or int(length) > self._settings.max_body_bytes):
             raise _too_large(self._settings.max_body_bytes)
-
-    def _hold(self, size: int) -> None:
-        """Take in what has come of a request: what is only announced takes no room, or few clients had all of it."""
-        if self._held + size > self._settings.max_held_bytes:
-            raise RefusalError(429, "too much is being sent at once; try again later", code="busy", retry_after=1)
-        self._held += size
 
     def _authorise(self, header: bytes) -> bytes:
         """Whose request it is: the digest of the token."""
@@ -133,8 +128,8 @@ class _SlowReaderError(Exception):
 class _Body:
     """A request's body as it comes, held to its size and time."""
 
-    def __init__(self, settings: ServeSettings, receive: Receive, hold: Callable[[int], None]) -> None:
-        self._most, self._receive, self._hold = settings.max_body_bytes, receive, hold
+    def __init__(self, settings: ServeSettings, receive: Receive, held: Held) -> None:
+        self._most, self._receive, self._held = settings.max_body_bytes, receive, held
         self._seconds, self._until = settings.read_s, time.monotonic() + settings.read_s
         self.size, self._is_whole = 0, False
 
@@ -150,7 +145,7 @@ class _Body:
         size = len(message.get("body", b""))
         if self.size + size > self._most:
             raise _too_large(self._most)
-        self._hold(size)
+        self._held.take(size)  # what is only announced takes no room, or few clients had all of it
         self.size += size
         self._is_whole = not message.get("more_body", False)
         return message

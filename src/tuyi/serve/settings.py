@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tuyi.config import Settings
-from tuyi.cores import cpu_cores
+from tuyi.cores import reading_workers
 from tuyi.data.options import ReadOptions
 
 __all__ = ["ServeRun", "ServeSettings"]
@@ -39,7 +39,7 @@ class ServeSettings(Settings):
     """Whether to compile the model's blocks; where not given, on a GPU."""
     pack_tokens: int | None = Field(default=None, gt=0)
     """Most tokens that pass the model together; as many as the memory found at start holds where not given."""
-    workers: int = Field(default=max(2, min(16, cpu_cores() - 1)), gt=0)
+    workers: int = Field(default=reading_workers(), gt=0)
     """Threads that read requests and their pictures."""
     max_wait_ms: float = Field(default=4.0, ge=0)
     """Most milliseconds that a request waits for others that are being read, to pass the model with them."""

@@ -137,7 +137,7 @@ class Writer:
         if not cache.fits(list(sizes.values()), self._kept.rooms):
             return None
         while True:
-            found = {job: one for job, one in asked.items() if one is not None and one.is_kept}
+            found = {job: one for job, one in asked.items() if one is not None and one in self._kept}
             # as they are going to be taken
             if cache.fits([*(sizes[job] for job in found), *(sizes[job] for job in jobs if job not in found)]):
                 return found

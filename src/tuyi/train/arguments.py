@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tuyi.cores import cpu_cores
+from tuyi.cores import reading_workers
 from tuyi.errors import ConfigError
 from tuyi.train.process import join, launched, rank_and_world
 from tuyi.train.settings import Freeze, TrainSettings
@@ -99,4 +99,4 @@ def _workers() -> int:
     """The cores of this machine, shared by the GPUs."""
     import torch
 
-    return max(2, min(16, cpu_cores() // max(1, torch.cuda.device_count()) - 1))
+    return reading_workers(max(1, torch.cuda.device_count()))

@@ -133,10 +133,8 @@ def choose(
     room = int(free * _SHARE[gpu]) - need.resting
     cap = min(_MOST[gpu], max(rows.step, _ROUND))
     ways = (False, True) if checkpointing is None else (checkpointing,)
-    fits = [_fit(need, room, rows, cap if pack_tokens is None else pack_tokens, way) for way in ways]
-    if gpu and pack_tokens is None:
-        spare = [_fit(need, room - int(free * _LEFT), rows, cap, way).tokens for way in ways]
-        fits = [replace(fit, tokens=min(fit.tokens, max(few, _BUSY))) for fit, few in zip(fits, spare)]
+    less = room - int(free * _LEFT) if gpu and pack_tokens is None else None
+    fits = [_fit(need, room, less, rows, cap if pack_tokens is None else pack_tokens, way) for way in ways]
     for fit in fits:
         enough = 0 if fit is fits[-1] else min(_FEW, cap)
         if fit.row_fits and fit.tokens >= (enough if pack_tokens is None else min(pack_tokens, rows.step)):
@@ -146,17 +144,23 @@ def choose(
     raise ConfigError(_too_much(need, free, room, rows, fits, pack_tokens))
 
 
-def _fit(need: Need, room: int, rows: Rows, cap: int, checkpointing: bool) -> _Fit:
+def _fit(need: Need, room: int, less: int | None, rows: Rows, cap: int, checkpointing: bool) -> _Fit:
+    """What fits into a room; packs that keep a GPU busy anyway into less of it, where that is given."""
     bytes_N = need.passing(rows.tokens, rows.patches, rows.kept, checkpointing=checkpointing)
     # no pack needs more than its tokens times this, as no pack needs more than its rows one by one
     rate = float((bytes_N / rows.tokens).max())
     beside_N = replace(need, vocabulary=0).passing(rows.tokens, rows.patches, rows.kept, checkpointing=checkpointing)
     beside = float((beside_N / rows.tokens).max())
-    tokens = min(cap, int(max(room / rate, (room - MOST_LOGIT_BYTES) / beside, 0)))
-    if _ROUND < tokens < cap:
-        tokens -= tokens % _ROUND
+
+    def tokens_in(room: int) -> int:
+        tokens = min(cap, int(max(room / rate, (room - MOST_LOGIT_BYTES) / beside, 0)))
+        return max(1, tokens - tokens % _ROUND if _ROUND < tokens < cap else tokens)
+
+    tokens = tokens_in(room)
+    if less is not None:
+        tokens = min(tokens, max(tokens_in(less), _BUSY))
     row = int(bytes_N.argmax())
-    return _Fit(checkpointing, max(tokens, 1), int(bytes_N[row]) <= room, row, int(bytes_N[row]), rate, beside)
+    return _Fit(checkpointing, tokens, int(bytes_N[row]) <= room, row, int(bytes_N[row]), rate, beside)
 
 
 def _why(chosen: int, total: int, free: int, fits: list[_Fit], fit: _Fit, rows: Rows) -> str:

@@ -7,25 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tuyi.errors import ConfigError
 from tuyi.train.space import Choices, Range, Space
 
-__all__ = ["need_optuna", "suggest"]
+__all__ = ["suggest"]
 
 _SPREAD = 6
 _ATTEMPTS = 30
-
-
-def need_optuna() -> None:
-    """Make sure that Optuna is installed.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("tuyi tune needs the package optuna: pip install 'tuyi[tune]'") from error
 
 
 def suggest(

@@ -14,6 +14,7 @@ from tuyi.config import Settings
 from tuyi.data.options import ReadOptions
 from tuyi.encode.survey import OnBadRow
 from tuyi.errors import ConfigError, TrainingError
+from tuyi.extras import need
 from tuyi.model.tasks import choose_tasks, with_budget
 from tuyi.model.tiny import NAMES
 from tuyi.task.catalog import TaskSet
@@ -22,7 +23,7 @@ from tuyi.train.run import TrainSummary, train
 from tuyi.train.settings import TrainRun, TrainSettings
 from tuyi.train.single import free_memory
 from tuyi.train.space import Space, check_space, default_space, parse_space, placed, starting_values
-from tuyi.train.suggest import need_optuna, suggest
+from tuyi.train.suggest import suggest
 from tuyi.train.trials import SearchFolder, Trial, best_trial, read_trials, told
 
 __all__ = ["TuneRun", "TuneSettings", "TuneSummary", "tune"]
@@ -101,7 +102,7 @@ def tune(
 
     from tuyi.model.load import peek
 
-    need_optuna()
+    need("optuna", "tuyi tune needs", extra="tune")
     if valid is None:
         raise ConfigError(
             "a search needs validation rows to choose by, found none: pass --valid FILE; "

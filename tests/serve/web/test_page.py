@@ -354,3 +354,4 @@ def test_a_server_that_cannot_chat(page_server: Running, opened: Open):
     page = opened(page_server.url, lambda page: page.route(f"{page_server.url}/", change))
     page.get_by_role("tab", name="Chat").click()
     page.wait_for_selector("text=none to talk with")
+    assert page.locator(CHAT).count() == 0

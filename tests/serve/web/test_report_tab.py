@@ -156,6 +156,7 @@ def test_a_picture_opens_at_its_full_size_and_closes(reported, opened: Open):
     page.wait_for_selector("dialog.tuyi-large[open]")
     page.keyboard.press("Escape")
     page.wait_for_function("!document.querySelector('dialog')")
+    assert page.locator(".tuyi-report .mistake .shot").first.is_visible()
 
 
 def test_it_speaks_chinese(reported, opened: Open):

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from tuyi.distill.corrections import COLUMNS, read_corrections
+from tuyi.distill.corrections import COLUMNS, Written, decided, read_written
 from tuyi.errors import FormatError, OutputError, Place
 from tuyi.whole import write_whole
 
@@ -105,26 +105,21 @@ class CorrectionsFile:
         names: list[str] = list(COLUMNS)
         lines: dict[str, dict[str, str]] = {}
         if stamp is not None:
-            read_corrections(self.path)  # says what is wrong with it
-            names, lines = _cells(self.path)
+            names, lines = _lines(read_written(self.path))
         self._names = [*names, *(name for name in COLUMNS if name not in names)]
         self._lines, self._stamp = lines, stamp
 
 
-def _cells(path: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
-    text = path.read_text(encoding="utf-8-sig")
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    names = [name.strip() for name in next(rows)]
+def _lines(written: Written) -> tuple[list[str], dict[str, dict[str, str]]]:
+    decided(written)  # says what is wrong with it
+    names = list(written.names)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise FormatError(f"the column {twice[0]!r} stands there twice", Place(path, 1))
+        raise FormatError(f"the column {twice[0]!r} stands there twice", Place(written.file, 1))
     lines: dict[str, dict[str, str]] = {}
-    for number, cells in enumerate(rows, 2):
-        if not any(cell.strip() for cell in cells):
-            continue
+    for number, cells in written.lines:
         if len(cells) > len(names):
-            raise FormatError(f"expected {len(names)} columns, found {len(cells)}", Place(path, number))
-        line = dict(zip(names, [*cells, *[""] * (len(names) - len(cells))]))
+            raise FormatError(f"expected {len(names)} columns, found {len(cells)}", Place(written.file, number))
+        line = dict(zip(names, cells))
         lines[line["id"]] = line
     return names, lines
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class PageExtras:
     labelling: Labelling | None = None
 
 
-def create_page(service: Service, extras: PageExtras, words: Words | None = None) -> gradio.Blocks:
+def create_page(service: Service, extras: PageExtras, words: Words) -> gradio.Blocks:
     """The page of a model.
 
     Args:
@@ -54,7 +54,6 @@ def create_page(service: Service, extras: PageExtras, words: Words | None = None
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read by Gradio beside what it is told below
     import gradio as gr
 
-    words = words or _words()
     blocks: gr.Blocks
     with gr.Blocks(analytics_enabled=False, title=service.served.name, fill_width=True) as blocks:
         gr.HTML(
@@ -75,10 +74,6 @@ def create_page(service: Service, extras: PageExtras, words: Words | None = None
     return blocks
 
 
-def _words() -> Words:
-    return Words(REPORT_WORDS, LABEL_WORDS)
-
-
 class Page:
     """The page as an application of its own, that stands before another one.
 
@@ -97,7 +92,7 @@ class Page:
         import gradio.caching  # this and the next else with the first question, which would wait seconds for them
         import matplotlib.pyplot  # noqa: F401
 
-        settings, words = service.settings, _words()
+        settings, words = service.settings, Words(REPORT_WORDS, LABEL_WORDS)
         self._words, self._facts = words.table, _facts(service, has_login=accepts is not None)
         self._login = None if accepts is None else Login(accepts)
         self._hosts = settings.page_hosts
@@ -122,18 +117,12 @@ class Page:
             Gate, page=self._shell, login=self._login, hosts=self._hosts, write=self._write, visitors=self._visitors
         )  # fmt: skip
 
-    def lifespan(self) -> AbstractAsyncContextManager[None]:
+    def lifespan(self) -> AbstractAsyncContextManager[Any]:
         """The page is open."""
-        return _open(self._shell)
+        return self._shell.router.lifespan_context(self._shell)
 
     def _write(self, document: str) -> str:
         return rewritten(document, self._words, self._facts)
-
-
-@asynccontextmanager
-async def _open(shell: FastAPI) -> AsyncIterator[None]:
-    async with shell.router.lifespan_context(shell):
-        yield
 
 
 def _facts(service: Service, *, has_login: bool) -> dict[str, Any]:

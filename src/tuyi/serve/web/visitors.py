@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tuyi.serve.refusals import RefusalError
+from tuyi.serve.held import Held
 from tuyi.serve.waiting import Gone
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class Visitors:
     """
 
     def __init__(self, most_bytes: int, is_stopping: Callable[[], bool] = lambda: False) -> None:
-        self._most, self._is_stopping = most_bytes, is_stopping
-        self._held, self._asking = 0, 0
+        self._is_stopping = is_stopping
+        self._held, self._asking = Held(most_bytes), 0
         self._streams: Counter[str] = Counter()
         self._changed = asyncio.Condition()
 
@@ -47,14 +47,12 @@ class Visitors:
         Raises:
             RefusalError: Too much is asked at once.
         """
-        if self._held + len(body) > self._most:
-            raise RefusalError(429, "too much is being sent at once; try again later", code="busy", retry_after=1)
-        self._held += len(body)
+        self._held.take(len(body))
         self._asking += 1
         try:
             yield
         finally:
-            self._held -= len(body)
+            self._held.give_back(len(body))
             self._asking -= 1
 
     async def ended(self) -> None:
