@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SIZES", "build_processor", "config_of", "make_model"]
+__all__ = ["SIZES", "build_processor", "config_of", "make_model", "random_model"]
 
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {
@@ -75,6 +75,21 @@ def build_processor(texts: Iterable[str]) -> Any:
     return processor
 
 
+def random_model(config: Any, device: str, seed: int) -> Any:
+    """A model with random bfloat16 weights, drawn where it is."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def make_model(folder: Path, size: str, texts: Iterable[str], *, device: str = "cpu", seed: int = 0) -> Path:
     """Save a model folder with random bfloat16 weights (``tiny``: float32); an existing one is left as it is.
 
@@ -86,7 +101,6 @@ def make_model(folder: Path, size: str, texts: Iterable[str], *, device: str = "
         seed: Of the weights.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
     if (folder / "config.json").exists():
         return folder
@@ -99,14 +113,7 @@ def make_model(folder: Path, size: str, texts: Iterable[str], *, device: str = "
     else:
         processor = build_processor(texts)
         config = config_of(size, processor.tokenizer)
-        torch.manual_seed(seed)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with torch.device(device):
-                model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-        finally:
-            torch.set_default_dtype(before)
+        model = random_model(config, device, seed)
         model.generation_config.eos_token_id = config.text_config.eos_token_id
         model.generation_config.pad_token_id = config.text_config.pad_token_id
     processor.save_pretrained(folder)

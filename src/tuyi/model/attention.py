@@ -289,11 +289,11 @@ def register(*, compiled: bool = False) -> None:
     Args:
         compiled: Whether the blocks around it will be compiled.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
-    # a compiled block stops here and goes on behind it: what the segments are changes from pack to pack
+    # a compiled block stops here and goes on behind it: what the segments are changes from pack to pack.
+    # No mask is registered with it: transformers would look at the positions for one, and the host wait for the GPU
     AttentionInterface.register(NAME, torch.compiler.disable(packed_attention) if compiled else packed_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 def use_packed_attention(model: torch.nn.Module) -> None:

@@ -113,7 +113,8 @@ class KeyValueCache:
     def write(self, index: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Put keys and values of a layer, (T, heads, size) each, into their slots."""
         if self._values is None:
-            self._values = k.new_empty(self._layers, 2, self.tokens, *k.shape[1:])
+            # and a token more, for what nobody keeps
+            self._values = k.new_empty(self._layers, 2, self.tokens + 1, *k.shape[1:])
         for place, new in zip(self.layer(index), (k, v)):
             place.index_copy_(0, slots, new)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tuyi.encode.encoded import Encoded, Media
@@ -17,6 +18,7 @@ from tuyi.model.cache import Cached, Continuing, Filling, KeyValueCache, Room
 from tuyi.model.forward import Batch, on_device, to_device
 from tuyi.model.kept import Store
 from tuyi.model.load import Model
+from tuyi.model.steps import Steps
 
 __all__ = ["Decoder", "Live", "common_tokens", "extended"]
 
@@ -75,6 +77,7 @@ class Decoder:
         self.model = model
         self._device: torch.device = model.device
         self.cache = KeyValueCache(model.hf.config, tokens)
+        self._steps = Steps(model, self.cache)
 
     @torch.inference_mode()
     def join(
@@ -107,7 +110,7 @@ class Decoder:
             on_device(slots.astype(np.int64), self._device),
             None if source is None else on_device(source, self._device),
         )
-        logits = self._logits(replace(batch, layout=filling), kept)
+        logits = self._logits(self._hidden(replace(batch, layout=filling), kept))
         return [_live(row, room) for row, room in zip(rows, rooms)], logits
 
     @torch.inference_mode()
@@ -121,6 +124,16 @@ class Decoder:
         Returns:
             Logits of the token behind each row, float32, shape (rows, vocabulary).
         """
+        hidden_RD = self._steps.run(_numbers(rows, ids)) if all(len(new) == 1 for new in ids) else None
+        if hidden_RD is None:
+            hidden_RD = self._hidden(self._going_on(rows, ids), None)
+        for row, new in zip(rows, ids):
+            row.ids.extend(new)
+            row.place += len(new)
+        return self._logits(hidden_RD)
+
+    def _going_on(self, rows: Sequence[Live], ids: Sequence[Sequence[int]]) -> Batch:
+        """The pass of :meth:`extend`."""
         counts = np.asarray([len(new) for new in ids])
         assert counts.min() > 0, "every row of a pass has a token in it"
         ends = np.cumsum(counts)
@@ -129,7 +142,7 @@ class Decoder:
         within = np.repeat([len(row) for row in rows], counts) + ahead - 1
         none = np.zeros(0, np.int64)
         layout = self._continuing(rows, counts.tolist(), [()] * len(rows))
-        batch = Batch(
+        return Batch(
             ids=on_device(np.concatenate([np.asarray(new, np.int64) for new in ids]), self._device),
             positions=on_device(np.stack([within, places, places, places]), self._device)[:, None],
             layout=layout,
@@ -139,11 +152,6 @@ class Decoder:
             targets=on_device(none, self._device),
             weights=on_device(none, self._device),
         )
-        logits = self._logits(batch, None)
-        for row, new in zip(rows, ids):
-            row.ids.extend(new)
-            row.place += len(new)
-        return logits
 
     @torch.inference_mode()
     def append(
@@ -172,7 +180,7 @@ class Decoder:
         packed = pack_prompts(behind, apart=True)
         batch = to_device(packed, self.model.spec, self._device)
         layout = self._continuing(rows, [len(new) for new in behind], [()] * len(rows))
-        logits = self._logits(replace(batch, layout=layout), kept)
+        logits = self._logits(self._hidden(replace(batch, layout=layout), kept))
         for row, whole in zip(rows, encoded):
             live = _live(whole, row.room)
             row.ids, row.place, row.media = live.ids, live.place, live.media
@@ -257,8 +265,11 @@ class Decoder:
             row.room = room
         return True
 
-    def _logits(self, batch: Batch, kept: Store | None) -> Tensor:
-        hidden_RD = self.model.hf(batch=batch, head=False, kept=kept)
+    def _hidden(self, batch: Batch, kept: Store | None) -> Tensor:
+        hidden_RD: Tensor = self.model.hf(batch=batch, head=False, kept=kept)
+        return hidden_RD
+
+    def _logits(self, hidden_RD: Tensor) -> Tensor:
         head = self.model.hf.lm_head
         return torch.cat([head(part).float() for part in hidden_RD.split(_ROWS_OF_LOGITS)])
 
@@ -266,6 +277,16 @@ class Decoder:
 def _live(row: Encoded, room: Room) -> Live:
     media = tuple((item.spans[0][0], item.key) for item in row.media)
     return Live(room, row.ids.tolist(), int(row.positions[:, -1].max()), media)
+
+
+def _numbers(rows: Sequence[Live], ids: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """One token of each row, as :class:`Steps` takes it."""
+    assert all(row.left for row in rows), "rooms are taken large enough"
+    told = [
+        (new[0], len(row), row.place + 1, row.room.begin + len(row), row.room.begin, len(row) + 1)
+        for row, new in zip(rows, ids, strict=True)
+    ]
+    return np.asarray(told, np.int64).T
 
 
 def _text(ids: Sequence[int], place: int) -> Encoded:
