@@ -159,6 +159,10 @@ def test_a_file_can_extend_a_built_in_task(tmp_path: Path):
         ("extends: www2025\ndefine: true", r"has the tasks www2025-intent, www2025-scene; name one .* www2025/NAME"),
         ("extends: www2025\ntasks: [{name: x}]", r"extends: www2025 has the tasks .*-scene, found 'x'"),
         ("extends: www2025\ntasks: [{define: true}]", r"extends: www2025 has the tasks .*-scene, found None"),
+        (
+            "name: x\ntasks: [{name: y, extends: www2025/y}]",
+            r"extends: expected once, at the top .* task 'y': 'www2025/y'",
+        ),
         ("extends: www2025\ntasks: nothing", r"tasks: .*found 'nothing'"),
         ("extends: www2025\ntasks: [{name: www2025-scene, lables: 1}]", r"tasks.0.lables: unknown .*did you mean 'lab"),
     ],

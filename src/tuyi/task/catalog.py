@@ -106,6 +106,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
         raise TaskError(f"{source}: not YAML: {error}") from error
     if not isinstance(value, dict):
         raise TaskError(f"{source}: expected a mapping with name, labels, prompt, …; found {type(value).__name__}")
+    _check_extends(value, source)
     if "extends" in value:
         value = _extended(value, source)
     if "tasks" not in value:
@@ -115,6 +116,16 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
         if not value["tasks"]:
             raise TaskError(f"{source} has no task {only!r}")
     return value, source
+
+
+def _check_extends(value: dict[str, Any], source: str) -> None:
+    tasks = value.get("tasks")
+    for task in tasks if isinstance(tasks, list) else []:
+        if isinstance(task, dict) and "extends" in task:
+            raise TaskError(
+                f"{source}: extends: expected once, at the top of the file, as all of `tasks` extend one set; found in "
+                f"task {task.get('name')!r}: {task['extends']!r}"
+            )
 
 
 def _extended(value: dict[str, Any], source: str) -> dict[str, Any]:
