@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 
 from tuyi.cli import app
 from tuyi.errors import ConfigError
-from tuyi.serve import opening
+from tuyi.serve import opening, run
+from tuyi.serve.settings import ServeSettings
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +52,24 @@ def test_tokens_that_cannot_be_read(tmp_path: Path):
 )
 def test_settings(words: list[str], told: str):
     assert told in refused(*words)
+
+
+def test_small_answers_do_not_wait():
+    """Without TCP_NODELAY an answer in two parts takes 40 ms longer, which is how long a client's system takes to confirm."""
+
+    async def accepted() -> bool:
+        found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            taken = writer.get_extra_info("socket")
+            found.set_result(bool(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+            writer.close()
+
+        with run._bound(ServeSettings(port=0)) as bound:
+            async with await asyncio.start_server(take, sock=bound):
+                _, writer = await asyncio.open_connection(*bound.getsockname())
+                is_at_once = await found
+                writer.close()
+        return is_at_once
+
+    assert asyncio.run(accepted())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from tuyi.task.answer import Choice, Free, Literal, Segment
@@ -105,7 +106,7 @@ class AnswerTokens:
         texts = self._format.texts(label, rationale)
         return (*(token for text in texts for token in self._tokens(text)), self._end)
 
-    @property
+    @cached_property
     def most(self) -> int:
         """Most tokens that an answer of prediction has, terminator included."""
         segments = self._format.segments

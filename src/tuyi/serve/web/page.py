@@ -71,6 +71,7 @@ def create_page(service: Service, extras: PageExtras, words: Words) -> gradio.Bl
                 add_label(extras.labelling, service, words)
     blocks.queue(default_concurrency_limit=None, max_size=service.settings.max_queue, api_open=False)
     blocks._queue.ANALYTICS_MAX_EVENTS = 1  # it would make a table of its last 10,000 events after each of them
+    blocks._queue.sleep_when_free = 0.02  # it would look for work a thousand times a second
     return blocks
 
 
