@@ -55,7 +55,7 @@ def test_settings(words: list[str], told: str):
 
 
 def test_small_answers_do_not_wait():
-    """Without TCP_NODELAY an answer in two parts takes 40 ms longer, which is how long a client's system takes to confirm."""
+    """Without TCP_NODELAY an answer in two parts takes 40 ms longer: so long a client's system takes to confirm one."""
 
     async def accepted() -> bool:
         found: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

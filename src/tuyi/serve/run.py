@@ -192,7 +192,7 @@ def _bound(settings: ServeSettings) -> socket.socket:
 
 @contextlib.contextmanager
 def _kept_out_of_collections() -> Iterator[None]:
-    """What there is now stays: a collection that looks through all of it would hold all requests up for half a second."""
+    """What there is now stays: a collection that looks through all of it would hold requests up for half a second."""
     gc.collect()
     gc.freeze()
     try:
