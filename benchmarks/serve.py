@@ -216,9 +216,10 @@ def _is_ready(host: str, port: int) -> bool:
 
 
 def _memory(pid: int) -> float:
-    """Resident memory of a process in MiB."""
+    """Resident memory of a process and of those that it started, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024 + sum(map(_memory, map(int, children)))
 
 
 def _arguments() -> argparse.Namespace:

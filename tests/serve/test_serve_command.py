@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from tuyi.cli import app
 from tuyi.errors import ConfigError
-from tuyi.serve import opening, run
+from tuyi.serve import opening
+from tuyi.serve.port import bound
 from tuyi.serve.settings import ServeSettings
 
 
@@ -65,9 +66,9 @@ def test_small_answers_do_not_wait():
             found.set_result(bool(taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
             writer.close()
 
-        with run._bound(ServeSettings(port=0)) as bound:
-            async with await asyncio.start_server(take, sock=bound):
-                _, writer = await asyncio.open_connection(*bound.getsockname())
+        with bound(ServeSettings(port=0)) as taken:
+            async with await asyncio.start_server(take, sock=taken):
+                _, writer = await asyncio.open_connection(*taken.getsockname())
                 is_at_once = await found
                 writer.close()
         return is_at_once

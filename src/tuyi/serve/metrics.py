@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 __all__ = ["Metrics"]
 
@@ -13,18 +15,27 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters of one server; nothing global."""
+    """Counters of one server; of several that share a port, of all of them together.
+
+    These are told by ``PROMETHEUS_MULTIPROC_DIR``, a folder in which they count.
+    """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
+        self._is_shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self._length: Callable[[], float] = float
+        self._registry = CollectorRegistry()
+        registry = None if self._is_shared else self._registry
         self._requests = Counter("tuyi_requests", "Requests answered.", ["route", "status"], registry=registry)
         self._seconds = Histogram(
             "tuyi_request_seconds", "From a request's head to the end of its answer.", ["route"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self._queue = Gauge("tuyi_queue_length", "Requests that are read or wait for the model.", registry=registry)
+        self._queue = Gauge(
+            "tuyi_queue_length", "Requests that are read or wait for the model.", registry=registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
         self._rows = Histogram(
             "tuyi_pack_rows", "Requests that passed the model together.", buckets=_ROWS, registry=registry
         )
@@ -32,7 +43,7 @@ class Metrics:
 
     def watch_queue(self, length: Callable[[], float]) -> None:
         """Read the length of the queue from here."""
-        self._queue.set_function(length)
+        self._length = length
 
     def passed(self, rows: int, tokens: int) -> None:
         """A pack has passed the model."""
@@ -48,7 +59,13 @@ class Metrics:
         """A request is over."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+        self._queue.set(self._length())
 
     def text(self) -> bytes:
         """All of it."""
-        return generate_latest(self._registry)
+        self._queue.set(self._length())
+        if not self._is_shared:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuyi.errors import ConfigError, EngineError, first_line
+from tuyi.serve.port import bound, reached
 from tuyi.serve.settings import ServeRun, ServeSettings
+from tuyi.serve.several import Asked, serve_several
 from tuyi.task.catalog import TaskSet
 
 if TYPE_CHECKING:
     from tuyi.data.options import ReadOptions
     from tuyi.serve.web.page import PageExtras
 
-__all__ = ["PageData", "ServeRun", "ServeSettings", "serve"]
+__all__ = ["PageData", "ServeRun", "ServeSettings", "serve", "serve_alone"]
 
 _GRADIO = (6, 31)
 """The page uses its routes and its scripts as they are from then on."""
@@ -52,6 +54,9 @@ class PageData:
         return self.report is not None or self.label is not None
 
 
+_NO_DATA = PageData()
+
+
 def serve(
     model: str | Path,
     *,
@@ -78,6 +83,31 @@ def serve(
         ConfigError: The address, the evaluation or the file of tokens cannot be used, or a package is missing.
         EngineError: The engine ended by an error.
     """
+    settings, data = settings or ServeSettings(), data or PageData()
+    if data.label is None and (data.audit or data.corrections):
+        raise ConfigError("--audit and --corrections go with --label: give the data whose rows they are of")
+    asked = Asked(str(model), task, settings, budget)
+    if settings.processes == 1:
+        serve_alone(asked, data, tell=tell, listening=tell)
+        return
+    if settings.page or data.is_asked:
+        raise ConfigError("serve.processes: the page needs a single process; open it with another `tuyi serve`")
+    serve_several(asked, tell)
+
+
+def serve_alone(
+    asked: Asked, data: PageData = _NO_DATA, *, tell: Callable[[str], None], listening: Callable[[str], None],
+    is_shared: bool = False,
+) -> None:  # fmt: skip
+    """Answer requests in this process; returns and raises as :func:`serve`.
+
+    Args:
+        asked: What to serve.
+        data: What the web page shows beside the model.
+        tell: Called with lines that say what was chosen.
+        listening: Called with the line that says where, once the model is loaded.
+        is_shared: Whether other processes listen on the same port.
+    """
     try:
         import uvicorn
 
@@ -90,15 +120,13 @@ def serve(
     from tuyi.serve.guard import read_tokens
     from tuyi.serve.opening import open_model
 
-    settings, data = settings or ServeSettings(), data or PageData()
-    if data.label is None and (data.audit or data.corrections):
-        raise ConfigError("--audit and --corrections go with --label: give the data whose rows they are of")
+    settings = asked.settings
     read_tokens(settings.token_file)  # a model may take minutes to load: what is wrong is said before
     broken: list[BaseException] = []
     has_page = _has_page(settings, data)
-    with _bound(settings) as bound:
-        extras = _extras(str(model), task, budget, data) if has_page else None
-        served = open_model(str(model), settings, task=task, budget=budget, tell=tell)
+    with bound(settings, is_shared=is_shared) as taken:
+        extras = _extras(asked, data) if has_page else None
+        served = open_model(asked.model, settings, task=asked.task, budget=asked.budget, tell=tell)
 
         def failed(error: BaseException) -> None:
             broken.append(error)
@@ -112,15 +140,21 @@ def serve(
             # requests meet one that is just being closed
             timeout_keep_alive=math.ceil(settings.read_s),
         )  # fmt: skip
-        server = uvicorn.Server(config)
-        host, port = bound.getsockname()[:2]
-        tell(f"{served.name}: listening on http://{host}:{port}")
-        if has_page:
-            tell(
-                f"open http://{_reached(host)}:{port}/ in a browser" + (", with a token" if settings.token_file else "")
-            )
+        host, port = taken.getsockname()[:2]
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                if not self.started:
+                    return
+                listening(f"{served.name}: listening on http://{host}:{port}")
+                if has_page:
+                    with_token = ", with a token" if settings.token_file else ""
+                    tell(f"open http://{reached(host)}:{port}/ in a browser{with_token}")
+
+        server = Server(config)
         with _no_signal_ends_us(), _kept_out_of_collections():
-            server.run(sockets=[bound])
+            server.run(sockets=[taken])
     if broken:
         raise EngineError(f"the engine ended by an error: {first_line(broken[0])}") from broken[0]
 
@@ -149,9 +183,7 @@ def _has_page(settings: ServeSettings, data: PageData) -> bool:
     return is_there if settings.page is None else settings.page
 
 
-def _extras(
-    model: str, task: str | TaskSet | None, budget: Mapping[str, Any] | None, data: PageData
-) -> PageExtras:  # fmt: skip
+def _extras(asked: Asked, data: PageData) -> PageExtras:
     """What the page shows beside the model, read before the model is loaded."""
     from tuyi.model.load import peek
     from tuyi.model.tasks import choose_tasks, with_budget
@@ -159,35 +191,12 @@ def _extras(
     from tuyi.serve.web.page import PageExtras
     from tuyi.serve.web.report_source import own_report, read_report
 
-    tasks = with_budget(choose_tasks(model, peek(model), task), budget)
-    report = read_report(data.report, tasks) if data.report is not None else own_report(model, tasks)
+    tasks = with_budget(choose_tasks(asked.model, peek(asked.model), asked.task), asked.budget)
+    report = read_report(data.report, tasks) if data.report is not None else own_report(asked.model, tasks)
     labelling = None
     if data.label is not None:
         labelling = Labelling.open(data.label, tasks, audit=data.audit, corrections=data.corrections, options=data.read)
     return PageExtras(report, labelling)
-
-
-def _reached(host: str) -> str:
-    """The address as this machine reaches it."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{name}]" if ":" in name else name
-
-
-def _bound(settings: ServeSettings) -> socket.socket:
-    """The address, taken before the model is loaded."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio sends small parts at once only where the protocol is named; else the second one of an answer waits 40 ms
-    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((settings.host, settings.port))
-    except OSError as error:
-        bound.close()
-        raise ConfigError(
-            f"serve.host, serve.port: cannot listen on {settings.host}:{settings.port} ({error.strerror}); "
-            "is another server there? Choose another --port"
-        ) from error
-    return bound
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ class ServeSettings(Settings):
     """Whether there is a web page at ``/``; where Gradio is installed, where not given."""
     page_hosts: tuple[str, ...] = ()
     """Names under which the page may be opened without tokens, beside addresses, localhost and this machine's own."""
+    processes: int = Field(default=1, gt=0)
+    """Processes that answer on the same port, each with a model of its own, and a GPU where there are any; on Linux."""
     device: str | None = None
     """Torch device; the first GPU where there is one, else the CPU."""
     precision: Literal["bfloat16", "float32"] | None = None
