@@ -30,6 +30,7 @@ from tuyi.predict.api import ApiSettings
 from tuyi.predict.prediction import Prediction
 from tuyi.predict.run import PredictSettings
 from tuyi.predict.vllm import VllmSettings
+from tuyi.serve.settings import ServeSettings
 from tuyi.task.catalog import load_tasks
 from tuyi.task.task import Budget
 from tuyi.train.settings import Freeze, LoraSettings, ReasonSettings, SoftSettings, TrainRun, TrainSettings
@@ -170,6 +171,7 @@ def test_settings_on_command_lines_exist() -> None:
         "select": set(SelectSettings.model_fields),
         "views": set(ViewSettings.model_fields),
         "distill": set(RoundSettings.model_fields),
+        "serve": set(ServeSettings.model_fields),
         "reasons": {
             *RationalizeSettings.model_fields,
             *(f"checks.{name}" for name in ReasonChecks.model_fields),
