@@ -116,6 +116,7 @@ def test_the_store_keeps_rows_and_finds_them_by_number(rows: dict[str, Example])
 def test_labels_are_tokenised_once(encoder: Any, rows: dict[str, Example], monkeypatch: pytest.MonkeyPatch):
     """However many rows ask for them."""
     answers = encoder.answers(encoder.tasks.of(rows["text"]))
-    encoder.encode(rows["text"], labelled=False)
+    before = encoder.encode(rows["text"], labelled=False)
     monkeypatch.setattr(answers, "_tokens", lambda text: pytest.fail(f"{text!r} was tokenised again"))
-    encoder.encode(rows["text"], labelled=False)
+    after = encoder.encode(rows["text"], labelled=False)
+    assert after.ids.tolist() == before.ids.tolist()

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from tuyi import program
 from tuyi.data.example import Example, Image, Text
 from tuyi.errors import DataError, EngineError, MediaError, ModelError
-from tuyi.predict import device_process, dispatch
+from tuyi.predict import dispatch
 from tuyi.predict.devices import DevicesEngine
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.prediction import Prediction
@@ -61,7 +62,7 @@ def others(pid: int, group: bool = False) -> list[int]:
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch, tasks: TaskSet) -> Iterator[MakeEngine]:
     """Engines whose workers have no model; small chunks, so that there are many."""
-    monkeypatch.setattr(device_process, "_PROGRAM", FAKE)
+    monkeypatch.setattr(program, "_PROGRAM", FAKE)
     monkeypatch.setattr(dispatch, "CHUNK_TOKENS", 500)
     made: list[DevicesEngine] = []
 
@@ -216,12 +217,12 @@ SCRIPT = """
 import sys
 sys.path[:] = {path!r}
 from tuyi.data.example import Example
-from tuyi.predict import device_process
+from tuyi import program
 from tuyi.predict.devices import DevicesEngine
 from tuyi.predict.settings import PredictSettings
 from tuyi.task.catalog import load_tasks
 
-device_process._PROGRAM = {program!r}
+program._PROGRAM = {program!r}
 engine = DevicesEngine({model!r}, load_tasks("www2025"), PredictSettings(), ["cpu:0", "cpu:1"])
 print(*engine.pids, flush=True)
 for predictions in engine.predict((Example(str(number), ()), 100) for number in range(10**9)):

@@ -37,10 +37,11 @@ connection.send(several._Listening("here"))
 BODY
 """
 PARENT = """
+from tuyi import program
 from tuyi.errors import TuyiError
 from tuyi.serve import several
 from tuyi.serve.settings import ServeSettings
-several._PROGRAM, several._gpus = {child!r}, lambda settings: ()
+program._PROGRAM, several._gpus = {child!r}, lambda settings: ()
 asked = several.Asked("model", None, ServeSettings(port=0, processes=2), None)
 try:
     several.serve_several(asked, lambda line: print(line, flush=True))

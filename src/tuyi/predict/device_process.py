@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,18 +17,15 @@ from tuyi.errors import DataError
 from tuyi.predict.device_worker import Answer, Job
 from tuyi.predict.dispatch import AHEAD
 from tuyi.predict.engine import SizedRow
+from tuyi.program import start_program
 
 __all__ = ["DeviceProcess", "Event"]
-
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from tuyi.predict.device_worker import main; main({fd})"
 
 
 class DeviceProcess:
     """One worker process; a :class:`~tuyi.predict.dispatch.Lane`.
 
-    It is a program of its own rather than a ``multiprocessing`` child: the caller's script needs no ``__main__``
-    guard and may have used CUDA already. It leads a process group, so that the helpers it starts end with it and
-    Ctrl-C in a terminal reaches the engine alone.
+    It is a program of its own that leads a process group, so that the helpers it starts end with it.
 
     Args:
         job: What it is to do.
@@ -46,17 +41,10 @@ class DeviceProcess:
         self._tokens = 0
         self._gone = threading.Event()
         self._events = events
-        self._socket, theirs = socket.socketpair()
+        # the caller's standard output is the caller's
+        self._process, self._socket = start_program("tuyi.predict.device_worker", stdout=2)
         # a copy, so that the socket can be shut down whatever the connection is doing in another thread
         self._connection = Connection(os.dup(self._socket.fileno()))
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(path=sys.path, fd=theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # the caller's standard output is the caller's
-                process_group=0,
-            )
         for work in (self._listen, self._watch):
             threading.Thread(target=work, daemon=True, name=f"{work.__name__} {self.device}").start()
         self._send(job)

@@ -7,7 +7,6 @@ import gc
 import importlib.metadata
 import math
 import re
-import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tuyi.errors import ConfigError, EngineError, first_line
 from tuyi.serve.port import bound, reached
 from tuyi.serve.settings import ServeRun, ServeSettings
 from tuyi.serve.several import Asked, serve_several
+from tuyi.serve.signals import told_to_end
 from tuyi.task.catalog import TaskSet
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def serve_alone(
                     tell(f"open http://{reached(host)}:{port}/ in a browser{with_token}")
 
         server = Server(config)
-        with _no_signal_ends_us(), _kept_out_of_collections():
+        # uvicorn finishes what runs on a signal, and then raises it again, which would be our end with a bad status
+        with told_to_end(lambda: None), _kept_out_of_collections():
             server.run(sockets=[taken])
     if broken:
         raise EngineError(f"the engine ended by an error: {first_line(broken[0])}") from broken[0]
@@ -208,15 +209,3 @@ def _kept_out_of_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _no_signal_ends_us() -> Iterator[None]:
-    """uvicorn finishes what runs on a signal, and then raises it again, which would be our end with a bad status."""
-    known = (signal.SIGTERM, signal.SIGINT)
-    before = {one: signal.signal(one, lambda *_: None) for one in known}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

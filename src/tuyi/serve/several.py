@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,13 +15,13 @@ from typing import Any, TypeAlias
 
 from tuyi.cores import cpu_cores
 from tuyi.errors import ConfigError, EngineError, TuyiError
+from tuyi.program import start_program
 from tuyi.serve.port import bound
 from tuyi.serve.settings import ServeSettings
+from tuyi.serve.signals import told_to_end
 from tuyi.task.catalog import TaskSet
 
 __all__ = ["Asked", "main", "serve_several"]
-
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from tuyi.serve.several import main; main({fd})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +67,8 @@ class _Child:
     """
 
     def __init__(self, asked: Asked, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
+        self.process, ours = start_program(__name__, environment=environment)
         self.connection = Connection(ours.detach())
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(path=sys.path, fd=theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                process_group=0,  # Ctrl-C in a terminal is for us, who tell it
-            )
         self.connection.send(asked)
 
     def how_it_ended(self) -> str:
@@ -108,7 +98,13 @@ def serve_several(asked: Asked, tell: Callable[[str], None]) -> None:
         one = Asked(asked.model, asked.task, settings, asked.budget)
         children = [_Child(one, _environment(number, count, gpus, metrics)) for number in range(count)]
         try:
-            with _signals_go_on_to(children) as stopping:
+            stopping = threading.Event()
+
+            def stop() -> None:
+                stopping.set()
+                _end(children)
+
+            with told_to_end(stop):
                 _attend(children, tell, stopping)
         finally:
             for child in children:
@@ -151,23 +147,6 @@ def _end(children: Sequence[_Child]) -> None:
     for child in children:
         if child.process.poll() is None:
             child.process.terminate()
-
-
-@contextmanager
-def _signals_go_on_to(children: Sequence[_Child]) -> Iterator[threading.Event]:
-    stopping = threading.Event()
-
-    def stop(*_: object) -> None:
-        stopping.set()
-        _end(children)
-
-    known = (signal.SIGTERM, signal.SIGINT)
-    before = {one: signal.signal(one, stop) for one in known}
-    try:
-        yield stopping
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _gpus(settings: ServeSettings) -> Sequence[str]:
