@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Branches
+from tuyi.model.dense import dense_layout, dense_segments
 from tuyi.model.kernels import Kernel, attend, fastest, varlen_available
 from tuyi.model.key_sets import join, lse_with_gradient
 from tuyi.model.segments import Segments
 
-__all__ = ["NAME", "Attends", "Layout", "branch_mask", "choose_kernels", "register", "use_packed_attention"]
+__all__ = ["NAME", "Attends", "Layout", "choose_kernels", "register", "use_packed_attention"]
 
 NAME = "tuyi_flash"
 
@@ -92,7 +93,7 @@ class Layout:
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """As :class:`Attends` says."""
         if not varlen_available(q.device, q.dtype):
-            return _dense(q, k, v, self, scale)
+            return dense_layout(q, k, v, self, scale)
         return _packed(q, k, v, self, scale, getattr(module, "tuyi_kernel", None))
 
     def tensors(self) -> Iterator[Tensor]:
@@ -156,7 +157,7 @@ def packed_attention(
         return layout.attend(module, q, k, v, scaling)[None], None
     assert cu_seq_lens_q is not None
     if not varlen_available(q.device, q.dtype):
-        return _dense_segments(q, k, v, cu_seq_lens_q.diff().tolist(), bool(module.is_causal), scaling)[None], None
+        return dense_segments(q, k, v, cu_seq_lens_q.diff().tolist(), bool(module.is_causal), scaling)[None], None
     assert max_length_q is not None
     kernel: Kernel | None = getattr(module, "tuyi_kernel", None)
     at = Segments(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, bool(module.is_causal))
@@ -179,108 +180,6 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None
             return torch.cat([out[:roots], join(own, own_lse, prompt, prompt_lse)])
         out[roots:] = join(own, own_lse, prompt, prompt_lse)
     return out
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
-    """The same with dense attention, part by part."""
-    shared, roots = layout.shared, layout.roots
-    outs = []
-    if shared:
-        outs.append(_dense_segments(q[:shared], k[:shared], v[:shared], [shared], True, scale))
-    before = (k[:shared], v[:shared]) if shared else None
-    own = slice(shared, roots)
-    outs.append(_dense_segments(q[own], k[own], v[own], layout.lengths, True, scale, before))
-    if layout.branches is not None and any(layout.branches.row_lengths):
-        outs.append(_dense_branches(q, k, v, layout, layout.branches, scale))
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-def _dense_segments(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], causal: bool, scale: float | None,
-    before: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """Attention inside each segment, neighbouring segments computed together; (T, H, D) in and out.
-
-    Segments of equal length stack as they are. Causal ones of nearly equal length are filled up at their end, where
-    nothing that counts can see the filling. ``before`` holds keys and values that every segment sees in full.
-    """
-    outs, at = [], 0
-    for run in _runs(lengths, causal):
-        begin, at = at, at + sum(run)
-        parts = [x[begin:at] for x in (q, k, v)]
-        index = None if min(run) == max(run) else _fill(run, q.device)
-        if index is not None:
-            parts = [x.index_select(0, index) for x in parts]
-        heads = [x.reshape(len(run), max(run), *x.shape[1:]).transpose(1, 2) for x in parts]
-        if before is None:
-            out = _sdpa(*heads, is_causal=causal, scale=scale)
-        else:
-            first = [x.transpose(0, 1).expand(len(run), -1, -1, -1) for x in before]
-            keys, values = (torch.cat([x, y], dim=2) for x, y in zip(first, heads[1:]))
-            mask = torch.ones(max(run), keys.shape[2], dtype=torch.bool, device=q.device).tril(len(before[0]))
-            out = _sdpa(heads[0], keys, values, attn_mask=mask, scale=scale)
-        out = out.transpose(1, 2).flatten(0, 1)
-        outs.append(out if index is None else out.index_select(0, _unfill(run, q.device)))
-    return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-
-_WASTE = 1.5  # how much more a filled-up run may compute than its segments alone
-
-
-def _runs(lengths: Sequence[int], causal: bool) -> Iterator[list[int]]:
-    """Neighbouring segments to compute together."""
-    run: list[int] = []
-    for length in lengths:
-        grown = [*run, length]
-        if run and (
-            length != run[0] if not causal else len(grown) * max(grown) ** 2 > _WASTE * sum(n * n for n in grown)
-        ):
-            yield run
-            grown = [length]
-        run = grown
-    if run:
-        yield run
-
-
-def _fill(run: Sequence[int], device: torch.device) -> Tensor:
-    """For each place of the filled-up segments the token that stands there; the first one in the filling."""
-    lengths = torch.tensor(run)
-    place = torch.arange(max(run))
-    token = (lengths.cumsum(0) - lengths)[:, None] + place
-    return torch.where(place < lengths[:, None], token, 0).flatten().to(device)
-
-
-def _unfill(run: Sequence[int], device: torch.device) -> Tensor:
-    """For each token its place in the filled-up segments."""
-    lengths = torch.tensor(run)
-    return torch.arange(len(run) * max(run)).view(len(run), -1)[torch.arange(max(run)) < lengths[:, None]].to(device)
-
-
-def _dense_branches(q: Tensor, k: Tensor, v: Tensor, layout: Layout, branches: Branches, scale: float | None) -> Tensor:
-    """Each branch token attends to its prompt and to its own branch so far; (B, H, D)."""
-    outs, root, leaf = [], layout.shared, layout.roots
-    for length, lengths, count in zip(layout.lengths, branches.lengths, branches.row_lengths):
-        own = slice(leaf, leaf + count)
-        keys, values = (torch.cat([x[: layout.shared], x[root : root + length], x[own]]) for x in (k, v))
-        at = (layout.shared + length, lengths)
-        if at not in layout.masks:
-            layout.masks[at] = branch_mask(*at, q.device)
-        heads = [x.transpose(0, 1)[None] for x in (q[own], keys, values)]
-        outs.append(_sdpa(*heads, attn_mask=layout.masks[at], scale=scale)[0].transpose(0, 1))
-        root, leaf = root + length, leaf + count
-    return torch.cat(outs)
-
-
-def branch_mask(prompt: int, lengths: Sequence[int], device: torch.device) -> Tensor:
-    """bool (B, prompt + B): the whole prompt, and one's own branch up to oneself."""
-    total = sum(lengths)
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    own = (branch[:, None] == branch[None, :]).tril()
-    return torch.cat([torch.ones(total, prompt, dtype=torch.bool), own], dim=1).to(device)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
 
 
 def register(*, compiled: bool = False) -> None:

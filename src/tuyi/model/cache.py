@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tuyi.model.attention import Layout, branch_mask
+from tuyi.model.attention import Layout
+from tuyi.model.dense import branch_mask, sdpa
 from tuyi.model.kernels import attend, varlen_available
 from tuyi.model.key_sets import join
 from tuyi.model.segments import Segments
@@ -254,23 +255,21 @@ class Continuing:
             mask = None
             if row.new > 1:
                 mask = torch.ones(row.new, row.length, dtype=torch.bool, device=q.device).tril(row.length - row.new)
-            outs.append(_sdpa(q[at : at + row.new], keys, values, mask, scale))
+            outs.append(_one_row(q[at : at + row.new], keys, values, mask, scale))
             at += row.new
             count = sum(row.branches)
             if count:
                 own = slice(leaf_at - len(self.slots), leaf_at - len(self.slots) + count)
                 keys, values = (torch.cat([x, y[own]]) for x, y in zip((keys, values), leaf))
-                mask = branch_mask(row.length, row.branches, q.device)
-                leaf_outs.append(_sdpa(q[leaf_at : leaf_at + count], keys, values, mask, scale))
+                mask = branch_mask(row.length, row.branches, q)
+                leaf_outs.append(_one_row(q[leaf_at : leaf_at + count], keys, values, mask, scale))
                 leaf_at += count
         return torch.cat([*outs, *leaf_outs])
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    return out[0].transpose(0, 1)
+def _one_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """Attention of one row's queries, (N, H, D) in and out."""
+    return sdpa(*(x.transpose(0, 1)[None] for x in (q, k, v)), attn_mask=mask, scale=scale)[0].transpose(0, 1)
 
 
 def _in_rooms(
