@@ -25,13 +25,15 @@ def rows(picture: Callable[..., Any]) -> list[Example]:
     ]
 
 
-def predict(twin: Any, rows: list[Example], features: int, pack_tokens: int) -> tuple[dict[str, Any], list[int]]:
+def predict(
+    twin: Any, rows: list[Example], features: int, pack_tokens: int, lanes: int = 1
+) -> tuple[dict[str, Any], list[int]]:
     """Log-probabilities by id, and patches of each pass of the tower."""
     seen: list[int] = []
     tower = twin.model.hf.model.visual
     hook = tower.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     sized = [(row, twin.encoder.length(row).tokens) for row in rows]
-    engine = LocalEngine(twin.model, twin.encoder, pack_tokens=pack_tokens, workers=1, features=features)
+    engine = LocalEngine(twin.model, twin.encoder, pack_tokens=pack_tokens, workers=1, features=features, lanes=lanes)
     try:
         found = {one.id: dict(one.logprobs) for many in engine.predict(sized) for one in many}
         again = {one.id: dict(one.logprobs) for many in engine.predict(sized[:2]) for one in many}
@@ -42,10 +44,11 @@ def predict(twin: Any, rows: list[Example], features: int, pack_tokens: int) -> 
     return found, seen
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("pack_tokens", [1, 250, 100_000])
-def test_each_picture_passes_the_tower_once(twin: Any, rows: list[Example], pack_tokens: int):
+def test_each_picture_passes_the_tower_once(twin: Any, rows: list[Example], pack_tokens: int, lanes: int):
     plain, _ = predict(twin, rows, 0, 1)
-    found, seen = predict(twin, rows, 10_000, pack_tokens)
+    found, seen = predict(twin, rows, 10_000, pack_tokens, lanes)
     assert found.keys() == plain.keys() == {row.id for row in rows}
     for id, scores in found.items():
         assert scores == pytest.approx(plain[id], abs=1e-4), id

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tuyi.data.example import Example, Image, Text
 from tuyi.encode.pack import Pack, pack
 from tuyi.errors import DataError
 from tuyi.model.folder import FolderInfo
+from tuyi.predict import lanes as of_lanes
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.local import LocalEngine
 from tuyi.predict.prediction import Prediction
@@ -71,6 +75,8 @@ def alone(small: Any, many: list[SizedRow]) -> dict[str, Prediction]:
         {"pack_tokens": 400, "window": 7},
         {"pack_tokens": 400, "window": 1},
         {"pack_tokens": 400, "workers": 5},
+        {"pack_tokens": 250, "lanes": 3},
+        {"pack_tokens": 400, "window": 7, "lanes": 2},
     ],
     ids=str,
 )
@@ -186,9 +192,10 @@ def test_equal_pictures_of_a_pack_are_seen_once(
 # --- bad rows and ends ------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_row_stops_the_run(small: Any, many: list[SizedRow], damaged: Callable[..., Example]):
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_damaged_row_stops_the_run(small: Any, many: list[SizedRow], damaged: Callable[..., Example], lanes: int):
     rows = [*many[:9], *sized(small, [damaged()]), *many[9:]]
-    with engine(small, pack_tokens=300) as local, pytest.raises(DataError, match=r"id bad: .*broken\.jpg"):
+    with engine(small, pack_tokens=300, lanes=lanes) as local, pytest.raises(DataError, match=r"id bad: .*broken\.jpg"):
         list(local.predict(rows))
 
 
@@ -205,7 +212,8 @@ def test_or_it_is_told_of_and_the_others_are_predicted(
     assert [error.place.id for error in told] == ["bad"]
 
 
-def test_an_endless_stream_and_an_early_end(small: Any, many: list[SizedRow], alone: dict[str, Prediction]):
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_an_endless_stream_and_an_early_end(small: Any, many: list[SizedRow], alone: dict[str, Prediction], lanes: int):
     pulled = []
 
     def endless() -> Iterator[SizedRow]:
@@ -214,14 +222,14 @@ def test_an_endless_stream_and_an_early_end(small: Any, many: list[SizedRow], al
             yield many[number % 18]
 
     before = set(threading.enumerate())
-    with engine(small, pack_tokens=300, window=9) as local:
+    with engine(small, pack_tokens=300, window=9, lanes=lanes) as local:
         answers = local.predict(endless())
         found = {one.id: one for several in islice(answers, 4) for one in several}
         answers.close()
         assert len(pulled) <= 8 * 9
         # and the engine serves on
         assert_same({one.id: one for several in local.predict(many) for one in several}, alone)
-    local = LocalEngine(small.model, small.encoder, pack_tokens=300, workers=2)
+    local = LocalEngine(small.model, small.encoder, pack_tokens=300, workers=2, lanes=lanes)
     local.close()
     local.close()
     assert_same(found, {key: alone[key] for key in found})
@@ -233,9 +241,52 @@ def test_no_rows(small: Any):
         assert list(local.predict([])) == []
 
 
-def test_where_the_time_went(small: Any, many: list[SizedRow]):
-    with engine(small, pack_tokens=300) as local:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_where_the_time_went(small: Any, many: list[SizedRow], lanes: int):
+    with engine(small, pack_tokens=300, lanes=lanes) as local:
+        began = time.perf_counter()
         list(local.predict(many))
+        whole = time.perf_counter() - began
         spent = local.spent()
     assert list(spent) == ["tower", "language", "labels", "vision wait", "host"]
+    host = spent.pop("host")
     assert all(seconds > 0 for seconds in spent.values())
+    assert sum(spent.values()) < 1.1 * whole, "lanes that run side by side do not count twice"
+    assert host >= 0
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+
+def test_lanes_pass_packs_at_the_same_time(small: Any, many: list[SizedRow], monkeypatch: pytest.MonkeyPatch):
+    both = threading.Barrier(2, timeout=30)
+    threads: set[int] = set()
+    real = of_lanes.score_tokens
+
+    def scored(model: Any, *rest: Any) -> Any:
+        if len(threads) < 2:
+            threads.add(threading.get_ident())
+            both.wait()
+        assert model.hf is not small.model.hf
+        assert all(one is other for one, other in zip(model.hf.parameters(), small.model.hf.parameters(), strict=True))
+        return real(model, *rest)
+
+    monkeypatch.setattr(of_lanes, "score_tokens", scored)
+    assert len(predicted(small, many, pack_tokens=300, lanes=2)) == 18
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+
+
+def test_lanes_share_the_cores_out_and_leave_the_others_theirs(small: Any):
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        with engine(small, lanes=3) as local:
+            pool = local._lanes._pool
+            assert pool is not None
+            assert pool.submit(torch.get_num_threads).result() == 2
+            assert torch.get_num_threads() == 6
+            with ThreadPoolExecutor(1) as later:
+                assert later.submit(torch.get_num_threads).result() == 6
+    finally:
+        torch.set_num_threads(before)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tuyi.model.load import load_frontend
-from tuyi.predict.room import bytes_per_token, pack_tokens, tokens_in
+from tuyi.predict.room import bytes_per_token, cpu_lanes, pack_tokens, tokens_in
 
 NAMES = ["builtin:tiny", "builtin:tiny-qwen2.5", "builtin:tiny-qwen3"]
 
@@ -56,6 +56,15 @@ def test_tokens_grow_with_the_free_memory_within_bounds(config: Any):
 
 def test_a_cpu_takes_a_fixed_number(config: Any):
     assert pack_tokens(None, torch.device("cpu")) == 16384
+    assert [pack_tokens(None, torch.device("cpu"), lanes=lanes) for lanes in (2, 4, 16)] == [8192, 4096, 4096]
+
+
+def test_small_models_pass_side_by_side_on_a_cpu(config: Any):
+    assert [cpu_lanes(config, threads) for threads in (1, 2, 16)] == [1, 2, 16]
+    each = 2 * 4096 * bytes_per_token(config)
+    assert cpu_lanes(config, 10_000) == (4 << 30) // each
+    config.text_config.intermediate_size = 1_000_000
+    assert cpu_lanes(config, 16) == 1
 
 
 def test_a_gpu_is_asked_what_is_free(config: Any, monkeypatch: pytest.MonkeyPatch):

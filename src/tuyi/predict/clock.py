@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,15 +55,26 @@ class Clock:
         while self._open and self._is_over(self._open[0]):
             self._add(self._open.popleft())
 
-    def spent(self) -> dict[str, float]:
-        """Seconds by part since the start; ``host`` is what is left of the whole."""
+    def spent(self, beside: Sequence[Clock] = ()) -> dict[str, float]:
+        """Seconds by part since the start; ``host`` is what is left of the whole.
+
+        Args:
+            beside: Clocks of models that passes went through side by side; their mean counts.
+        """
+        whole = time.perf_counter() - self._began
+        known = dict(self._parts())
+        for clock in beside:
+            for name, seconds in clock._parts().items():
+                known[name] += seconds / len(beside)
+        known["vision wait"] = self._waited
+        return {**known, "host": max(0.0, whole - sum(known.values()))}
+
+    def _parts(self) -> dict[str, float]:
         if self._on_gpu:
             torch.cuda.synchronize()
         while self._open:
             self._add(self._open.popleft())
-        whole = time.perf_counter() - self._began
-        known = {**self._spent, "vision wait": self._waited}
-        return {**known, "host": max(0.0, whole - sum(known.values()))}
+        return self._spent
 
     def _mark(self, name: str) -> None:
         if self._on_gpu:

@@ -154,7 +154,8 @@ def _uses(torch: Torch) -> Iterator[tuple[str, str]]:
     if torch.module is not None and torch.devices == 0:
         from tuyi.predict.room import pack_tokens
 
-        yield "tokens a pack", str(pack_tokens(None, torch.module.device("cpu")))
+        most = pack_tokens(None, torch.module.device("cpu"))
+        yield "tokens a pack", f"{most}, of a small model shared out to one pack for each core"
     elif torch.devices:
         yield "tokens a pack", "as many as fit beside the weights; --model MODEL says how many"
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from tuyi.encode.encoder import Encoder
 from tuyi.errors import ModelError, TuyiError
 from tuyi.model.load import Frontend, Model, load_frontend
@@ -141,11 +143,13 @@ def _load(part: _Part, tell: Callable[[str], None]) -> Model:
 
 def _engine(job: Job, model: Model, pool: PicturePool | None, models: int) -> LocalEngine:
     """The engine of one of several models, all of which are on the device by now."""
-    from tuyi.predict.room import cache_tokens, kept_features, pack_tokens
+    from tuyi.predict.room import cache_tokens, cpu_lanes, kept_features, pack_tokens
 
     settings, frontend = job.settings, model.frontend
     writes = any(task.answer.has_free for task in job.tasks)
-    most = settings.pack_tokens or pack_tokens(model.hf, model.device, writes=writes)
+    side_by_side = model.device.type == "cpu" and not writes and not _is_compiled(job, model)
+    lanes = cpu_lanes(model.hf.config, torch.get_num_threads()) if side_by_side else 1
+    most = settings.pack_tokens or pack_tokens(model.hf, model.device, writes=writes, lanes=lanes)
     return LocalEngine(
         model,
         Encoder(frontend.tokenizer, frontend.spec, job.tasks),
@@ -156,6 +160,7 @@ def _engine(job: Job, model: Model, pool: PicturePool | None, models: int) -> Lo
         pool=pool,
         features=kept_features(model.hf.config, model.device) // models,
         window=job.window,
+        lanes=lanes,
         on_bad_row=job.skip,
     )
 

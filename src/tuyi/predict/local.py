@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +23,9 @@ from tuyi.predict.calibrated import calibrated
 from tuyi.predict.clock import Clock
 from tuyi.predict.engine import SizedRow
 from tuyi.predict.feed import Feed, Ready
+from tuyi.predict.lanes import Lanes, Passed
 from tuyi.predict.prediction import Prediction
-from tuyi.predict.scoring import Arriving, gather_labels, score_tokens
+from tuyi.predict.scoring import Arriving, gather_labels
 from tuyi.vision.pool import PicturePool
 
 __all__ = ["LocalEngine"]
@@ -31,12 +34,13 @@ WINDOW = 1024
 """Rows sorted by length together; also the most that wait for each other."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class _Scored:
-    """A pack that has been handed to the device."""
+@dataclass(eq=False, slots=True)
+class _UnderWay:
+    """A pack that has been handed to the device; ``scores`` are known once it went through the model."""
 
     ready: Ready
-    scores: Arriving
+    passed: Future[Passed]
+    scores: Arriving | None = None
 
 
 class LocalEngine:
@@ -52,6 +56,7 @@ class LocalEngine:
         features: Visual tokens whose features are kept for pictures that come again.
         cache_tokens: Tokens of rows with free text that are under way at a time; two packs of them where None.
         window: Rows sorted by length together.
+        lanes: Packs that pass the model at a time.
         on_bad_row: Called with what is wrong with a row whose picture turns out to be damaged; such a row stops
             everything where not given.
     """
@@ -59,7 +64,7 @@ class LocalEngine:
     def __init__(
         self, model: Model, encoder: Encoder, *, pack_tokens: int, workers: int, info: FolderInfo | None = None,
         pool: PicturePool | None = None, features: int = 0, cache_tokens: int | None = None, window: int = WINDOW,
-        on_bad_row: Callable[[DataError], None] | None = None,
+        lanes: int = 1, on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
         self._kept = Kept()
         self.model, self.encoder = model, encoder
@@ -69,6 +74,7 @@ class LocalEngine:
             features=features, on_bad_row=on_bad_row,
         )  # fmt: skip
         self._clock = Clock(model.hf)
+        self._lanes = Lanes(model, self._clock, lanes)
         self._answering = Answering(
             model, encoder, cache_tokens=cache_tokens or 2 * pack_tokens, pack_tokens=pack_tokens, info=info,
             passed=self._clock.scored,
@@ -82,33 +88,36 @@ class LocalEngine:
             DataError: A picture that cannot be read after all.
         """
         self._clock.start()
+        self._lanes.start()
         self._kept.clear()
         packs = self._feed.packs(rows)
-        before: _Scored | None = None
+        under_way: deque[_UnderWay] = deque()
         try:
             while (ready := self._next(packs)) is not None:
-                scored = None
+                most = self._lanes.count
                 if ready.labels is None:
                     yield from self._answer(ready)
+                    most = 0
                 else:
-                    scored = self._score(ready)
-                if before is not None:
-                    yield self._finish(before)
-                before = scored
-            if before is not None:
-                yield self._finish(before)
+                    under_way.append(self._score(ready, under_way))
+                while len(under_way) > most:
+                    yield self._finish(under_way.popleft())
+            while under_way:
+                yield self._finish(under_way.popleft())
             yield from self._answer(None)
         finally:
             self._answering.clear()
+            wait([one.passed for one in under_way if not one.passed.cancel()])
             packs.close()
 
     def spent(self) -> dict[str, float]:
         """Seconds of the run so far by part: tower, language, labels, vision wait, host."""
-        return self._clock.spent()
+        return self._clock.spent(self._lanes.clocks)
 
     def close(self) -> None:
         """End threads and processes; safe to call twice."""
         self._feed.close()
+        self._lanes.close()
         self._clock.stop()
         if self._pool is not None:
             self._pool.close()
@@ -128,19 +137,32 @@ class LocalEngine:
                 yield from self._answering.take(ready, self._kept)
                 self._kept.drop_but(ready.keys)
 
-    def _score(self, ready: Ready) -> _Scored:
+    def _score(self, ready: Ready, under_way: Iterable[_UnderWay]) -> _UnderWay:
         """Hand a pack to the device; on a GPU this returns long before it is through."""
+        tower = ready.batch.tower
+        known = tower.known if tower is not None else ()
+        if known:  # what earlier packs make
+            for one in under_way:
+                self._through(one)
         with _memory_named(ready):
-            scores = score_tokens(self.model, ready.batch, ready.pack, self._kept)
-            self._kept.drop_but(ready.keys)
-        self._clock.scored()
-        return _Scored(ready, Arriving.of(scores))
+            scored = _UnderWay(ready, self._lanes.score(ready, Kept({key: self._kept[key] for key in known})))
+        if self._lanes.count == 1:
+            self._through(scored)
+        return scored
 
-    def _finish(self, scored: _Scored) -> list[Prediction]:
+    def _through(self, one: _UnderWay) -> Arriving:
+        """Wait until a pack went through the model, and take up the features that it made; packs come in order."""
+        if one.scores is None:
+            one.scores, made = one.passed.result()
+            self._kept.update(made)
+            self._kept.drop_but(one.ready.keys)
+        return one.scores
+
+    def _finish(self, one: _UnderWay) -> list[Prediction]:
         """The predictions of a pack, waiting for them where they are not there yet."""
-        ready = scored.ready
+        ready, scores = one.ready, self._through(one)
         assert ready.labels is not None, "rows with free text are not scored like this"
-        found = gather_labels(scored.scores.wait(), ready.pack, ready.labels)
+        found = gather_labels(scores.wait(), ready.pack, ready.labels)
         return [
             self._prediction(row, labels.names, logprobs)
             for row, labels, logprobs in zip(ready.encoded, ready.labels, found)

@@ -8,11 +8,14 @@ import torch
 
 from tuyi.model.cache import cache_bytes
 
-__all__ = ["bytes_per_token", "cache_tokens", "kept_features", "pack_tokens", "tokens_in"]
+__all__ = ["bytes_per_token", "cache_tokens", "cpu_lanes", "kept_features", "pack_tokens", "tokens_in"]
 
 _MOST = 32768
 """Beyond this a larger pack gains nothing (measured on an H200: matrix products are as fast as they get)."""
 _ON_CPU = 16384
+_LEAST_OF_A_LANE = 4096
+_LANES_BYTES = 4 << 30
+"""What packs that pass side by side on a CPU may take together."""
 _LEAST = 1024
 _SHARE = 0.7
 """Of the free memory; the rest is for logits, packs that wait and what the allocator cannot use."""
@@ -41,19 +44,31 @@ def bytes_per_token(config: Any) -> int:
     return max(language, tower)
 
 
-def pack_tokens(model: Any, device: torch.device, *, writes: bool = False) -> int:
+def pack_tokens(model: Any, device: torch.device, *, writes: bool = False, lanes: int = 1) -> int:
     """The token budget of a pack for a model whose weights are on the device.
 
     Args:
         model: The transformers model.
         device: Where it is.
         writes: Whether answers have free text, so that half of the memory is left to a cache.
+        lanes: Packs that pass side by side on a CPU.
     """
     if device.type != "cuda":
-        return _ON_CPU
+        return max(_LEAST_OF_A_LANE, _ON_CPU // lanes)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return tokens_in(free // 2 if writes else free, model.config)
+
+
+def cpu_lanes(config: Any, threads: int) -> int:
+    """How many packs pass a model side by side on a CPU: one for each thread, as far as memory allows.
+
+    Args:
+        config: transformers' configuration of the model.
+        threads: That the model may use.
+    """
+    of_a_pack = 2 * bytes_per_token(config) * _LEAST_OF_A_LANE  # in 32 bits
+    return max(1, min(threads, _LANES_BYTES // of_a_pack))
 
 
 def cache_tokens(model: Any, device: torch.device, pack: int) -> int:
