@@ -59,7 +59,7 @@ def test_rounding_keeps_three_bits_of_each_number():
     torch.manual_seed(0)
     rows = torch.randn(6, 200) * torch.tensor([1e-6, 1e-2, 1.0, 10.0, 1e4, 0.0])[:, None]
     rows[2, 0] = 1000.0
-    values, scale = fp8._rounded(rows)
+    values, scale = fp8.rounded_by_torch(rows)
     assert values.dtype is torch.float8_e4m3fn
     assert scale.shape == (6, 1)
     back = values.float() * scale
@@ -144,6 +144,34 @@ def test_every_linear_layer_of_the_blocks_is_replaced(pretend: Callable[..., Any
     assert "Linear" not in kinds
 
 
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_mlp_rounds_its_input_once_and_its_middle_as_it_is_made(
+    name: str, pretend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    rounding: Any = pytest.importorskip("tuyi.model.rounding", reason="needs triton")
+    rounds: list[tuple[int, ...]] = []
+
+    def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+        rounds.append(tuple(x.shape))
+        return fp8.rounded_by_torch(x)
+
+    monkeypatch.setattr(rounding, "rounded", rounded)
+    monkeypatch.setattr(rounding, "swiglu_rounded", lambda gate, up: rounded(nn.functional.silu(gate) * up))
+    hf = load_model(load_frontend(name, ["text"]), device="cpu", dtype="bfloat16").hf
+    layers = hf.model.language_model.layers
+    assert use_fp8(pretend((9, 0), *layers)) == 3 * 7
+    x = torch.randn(1, 5, 128).to(torch.bfloat16)
+    for layer in layers[:-1]:
+        rounds.clear()
+        with torch.inference_mode():
+            found = layer.mlp(x)
+            assert rounds == [(5, 128), (5, 256)]
+            expected = type(layer.mlp).forward(layer.mlp, x)
+        assert torch.equal(found, expected)
+    assert vars(layers[-1].mlp)["forward"].__func__ is not rounding.rounded_mlp, "it is computed where it is read"
+
+
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +185,7 @@ def test_the_gpus_layer_is_nearly_the_layer(inside: int, out: int):
         x = torch.randn(*shape, inside, device="cuda", dtype=torch.bfloat16)
         assert_near(linear, rounded, x)
         with torch.inference_mode():
-            values, scale = fp8._rounded(x.view(-1, inside))
+            values, scale = fp8.rounded_by_torch(x.view(-1, inside))
             expected = emulated(
                 values, rounded.weight_8.t(), scale_a=scale, scale_b=rounded.scale, out_dtype=torch.float32
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -9,11 +11,20 @@ from torch import Tensor, nn
 
 from tuyi.errors import ModelError
 
-__all__ = ["Fp8Linear", "use_fp8"]
+__all__ = ["Fp8Linear", "rounded_by_torch", "use_fp8"]
 
 _TYPE = torch.float8_e4m3fn
 _LARGEST = 448.0  # of that type
 _LEAST = 1e-12  # so that a row of zeros has a scale
+
+
+Rounded = Callable[[Tensor], "tuple[Tensor, Tensor]"]
+
+
+def rounded_by_torch(rows_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in e4m3, and the float32 factor of each, (R, 1)."""
+    scale_R1 = rows_RK.abs().amax(1, keepdim=True).float().clamp(min=_LEAST) / _LARGEST
+    return (rows_RK.float() / scale_R1).clamp(-_LARGEST, _LARGEST).to(_TYPE), scale_R1
 
 
 class Fp8Linear(nn.Module):
@@ -24,34 +35,31 @@ class Fp8Linear(nn.Module):
 
     Args:
         linear: The layer to replace; both its sizes must be multiples of 16.
+        rounded: Rounds the rows of its input.
     """
 
     weight_8: Tensor
     scale: Tensor
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, rounded: Rounded = rounded_by_torch) -> None:
         super().__init__()
+        self._rounded = rounded
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = _rounded(linear.weight.data)
+        weight, scale = rounded_by_torch(linear.weight.data)
         self.register_buffer("weight_8", weight, persistent=False)
         self.register_buffer("scale", scale.t().contiguous(), persistent=False)  # (1, out)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        values, scale = _rounded(rows)
+        values, scale = self._rounded(x.reshape(-1, self.in_features))
+        return self.product(values, scale, x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def product(self, values_RK: Tensor, scale_R1: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layer's output (R, out) for rows that are rounded already."""
         out = torch._scaled_mm(
-            values, self.weight_8.t(), scale_a=scale, scale_b=self.scale, out_dtype=x.dtype, use_fast_accum=True
+            values_RK, self.weight_8.t(), scale_a=scale_R1, scale_b=self.scale, out_dtype=dtype, use_fast_accum=True
         )
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*x.shape[:-1], self.out_features)
-
-
-def _rounded(rows_RK: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in e4m3, and the float32 factor of each, (R, 1)."""
-    scale_R1 = rows_RK.abs().amax(1, keepdim=True).float().clamp(min=_LEAST) / _LARGEST
-    return (rows_RK.float() / scale_R1).clamp(-_LARGEST, _LARGEST).to(_TYPE), scale_R1
+        return out if self.bias is None else out + self.bias
 
 
 def use_fp8(model: Any) -> int:
@@ -83,6 +91,20 @@ def use_fp8(model: Any) -> int:
                 f"precision fp8 needs layer sizes that are multiples of 16; {name} is "
                 f"{linear.in_features} x {linear.out_features}; use bfloat16"
             )
+    from tuyi.model.rounding import rounded, rounded_mlp
+
     for parent, name, linear in found:
-        setattr(parent, name, Fp8Linear(linear))
+        setattr(parent, name, Fp8Linear(linear, rounded))
+    for module in model.model.language_model.layers.modules():
+        # the last layer's own way goes through its layers one by one
+        if _is_gated_mlp(module) and "forward" not in vars(module):
+            module.forward = MethodType(rounded_mlp, module)
     return len(found)
+
+
+def _is_gated_mlp(module: Any) -> bool:
+    """Whether it is ``down_proj(silu(gate_proj(x)) * up_proj(x))``."""
+    has_layers = all(
+        isinstance(getattr(module, name, None), Fp8Linear) for name in ("gate_proj", "up_proj", "down_proj")
+    )
+    return has_layers and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")

@@ -1,22 +1,14 @@
-"""How many packs pass a model at a time: one on a GPU, on a CPU one for each core where the model is small.
-
-The products of a small model are over too soon to be shared out between cores, and between them it runs on one core
-anyhow; packs share them out better (measured on two cores: 1.2 to 1.4 times the rows).
-"""
+"""How many packs pass a model at a time: one on a GPU, on a CPU one for each core where the model is small."""
 
 from __future__ import annotations
 
-import copy
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
 from queue import SimpleQueue
-from threading import Barrier
-
-import torch
 
 from tuyi.model.kept import Kept
 from tuyi.model.load import Model
+from tuyi.model.side_by_side import core_threads, twin
 from tuyi.predict.clock import Clock
 from tuyi.predict.feed import Ready
 from tuyi.predict.scoring import Arriving, score_tokens
@@ -45,16 +37,10 @@ class Lanes:
         if count == 1:
             self._free.put((model, clock))
             return
-        for twin in (_twin(model) for _ in range(count)):
-            self.clocks.append(Clock(twin.hf))
-            self._free.put((twin, self.clocks[-1]))
-        cores = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(count, "lane", _take, (max(1, cores // count),))
-        started = Barrier(count + 1)
-        for _ in range(count):
-            self._pool.submit(started.wait)
-        started.wait()
-        torch.set_num_threads(cores)  # what a thread sets is also what later threads begin with
+        for other in (replace(model, hf=twin(model.hf)) for _ in range(count)):
+            self.clocks.append(Clock(other.hf))
+            self._free.put((other, self.clocks[-1]))
+        self._pool = core_threads(count)
 
     def start(self) -> None:
         """Forget how long what was before took."""
@@ -90,15 +76,3 @@ class Lanes:
         finally:
             self._free.put((model, clock))
         return Arriving.of(scores), Kept({key: levels for key, levels in held.items() if key not in known})
-
-
-def _take(cores: int) -> None:
-    """Let this thread use so many cores."""
-    torch.get_num_threads()  # a thread's first look at the number sets it to what was last set anywhere
-    torch.set_num_threads(cores)
-
-
-def _twin(model: Model) -> Model:
-    """The same model with the same tensors, but with modules of its own: a pass leaves things at them."""
-    tensors = chain(model.hf.parameters(), model.hf.buffers())
-    return replace(model, hf=copy.deepcopy(model.hf, {id(tensor): tensor for tensor in tensors}))

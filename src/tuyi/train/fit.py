@@ -166,6 +166,7 @@ def _run(trainer: Any, teller: Any, checkpoint: Path | None) -> float:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
+        trainer.close()
         teller.close()
     return time.perf_counter() - started
 

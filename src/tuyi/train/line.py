@@ -12,6 +12,7 @@ import torch
 
 from tuyi.train.feed import Feed, Lesson
 from tuyi.train.keeping import keeper
+from tuyi.train.lanes import lanes_of
 from tuyi.train.memory import Sharding, estimate, free_bytes
 from tuyi.train.process import least, rank_and_world
 from tuyi.train.room import Choice, check_host, choose, sizes_of
@@ -66,7 +67,10 @@ def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) ->
         choice = _choose(given, taught, learner, world, kept.device_bytes)
         if choice.checkpointing:
             learner.model.hf.gradient_checkpointing_enable({"use_reentrant": False})
-        steps = Steps(given.rows, taught.plan, taught.weights, rank=rank, world=world, pack_tokens=choice.pack_tokens)
+        steps = Steps(
+            given.rows, taught.plan, taught.weights, rank=rank, world=world, pack_tokens=choice.pack_tokens,
+            lanes=_lanes(learner, world),
+        )  # fmt: skip
         pool = None
         if gpu:
             pool = closing.enter_context(PicturePool(settings.workers, _ARENA, pin=device.type == "cuda"))
@@ -80,6 +84,15 @@ def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) ->
         found = {"pack_tokens": choice.pack_tokens, "gradient_checkpointing": choice.checkpointing}
         told = tuple(line for line in (choice.why, kept.told) if line)
         yield Line(steps, feed, pool, settings.model_copy(update=found), told, closing)
+
+
+def _lanes(learner: Learner, world: int) -> int:
+    """How many passes run side by side: several on a CPU, of a model as it is."""
+    settings = learner.settings
+    plain = settings.method == "full" and settings.precision == "fp32" and not settings.compile
+    if learner.model.device.type != "cpu" or world > 1 or not plain or settings.deepspeed is not None:
+        return 1
+    return lanes_of(learner.learning, torch.get_num_threads())
 
 
 def _choose(given: Fitting, taught: Taught, learner: Learner, world: int, taken: int) -> Choice:

@@ -20,13 +20,15 @@ class Steps(Dataset[dict[str, int]]):
         plan: Which rows make up which step.
         weights: Weight of each row in the loss.
         rank, world: This process, and how many there are.
-        pack_tokens: Most tokens of a pack.
+        pack_tokens: Most tokens of a pack; of all packs that run side by side.
+        lanes: Packs that this process runs side by side.
     """
 
     def __init__(
-        self, rows: Survey, plan: Plan, weights: Sequence[float], *, rank: int, world: int, pack_tokens: int
-    ) -> None:
-        self.rows, self.plan, self.weights = rows, plan, weights
+        self, rows: Survey, plan: Plan, weights: Sequence[float], *, rank: int, world: int, pack_tokens: int,
+        lanes: int = 1,
+    ) -> None:  # fmt: skip
+        self.rows, self.plan, self.weights, self.lanes = rows, plan, weights, lanes
         self._rank, self._world, self._pack_tokens = rank, world, pack_tokens
 
     def __len__(self) -> int:
@@ -38,7 +40,10 @@ class Steps(Dataset[dict[str, int]]):
     def packs(self, step: int) -> list[list[int]]:
         """Row numbers of each pack that this process computes in a step; empty ones keep it in step with the others."""
         rows = self.plan.rows(step)
-        return spread(rows, self.plan.tokens[rows].tolist(), self._world, self._pack_tokens)[self._rank]
+        lanes, sizes = self.lanes, self.plan.tokens[rows].tolist()
+        own = spread(rows, sizes, self._world * lanes, self._pack_tokens // lanes)[self._rank * lanes :][:lanes]
+        packs = [pack for side_by_side in zip(*own, strict=True) for pack in side_by_side]
+        return packs if lanes == 1 else [pack for pack in packs if pack]
 
     def ids(self, step: int) -> list[str]:
         """Ids of a step's rows, for messages."""

@@ -16,7 +16,8 @@ from transformers import Trainer
 from tuyi.errors import TrainingError
 from tuyi.model.write import weight_errors
 from tuyi.train.adamw import AdamW16
-from tuyi.train.feed import Feed
+from tuyi.train.feed import Feed, Ready
+from tuyi.train.lanes import Lanes
 from tuyi.train.loss import answer_loss
 from tuyi.train.process import rank_and_world
 from tuyi.train.settings import TrainSettings
@@ -48,6 +49,7 @@ class PackTrainer(Trainer):
         super().__init__(train_dataset=steps, eval_dataset=steps if evaluation else None, **options)
         self._steps, self._feed, self._settings, self._evaluation = steps, feed, settings, evaluation
         self._own: AdamW16 | None = None
+        self._lanes: Lanes | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Step numbers in order; what they stand for comes from the feed."""
@@ -97,12 +99,13 @@ class PackTrainer(Trainer):
         world = rank_and_world()[1] if self._is_sharded() else 1  # those engines take the mean over processes
         scale = world / max(self._steps.weight(step), 1e-12)
         total = torch.zeros((), device=self.args.device)
-        for ready, is_last in self._feed.packs(step):
-            with self._summed(model, is_last), self.compute_loss_context_manager():
-                log_probs = model(batch=ready.batch, kept=ready.kept, scored=True)
-                loss = answer_loss(log_probs, ready.batch, ready.soft) * scale
-                self.accelerator.backward(loss, **self._backward_options())
-            total += loss.detach()
+        if self._steps.lanes > 1:
+            self._lanes = self._lanes or Lanes(model, self._steps.lanes, self._pass)
+            total += self._lanes.run([ready for ready, _ in self._feed.packs(step)], scale)
+        else:
+            for ready, is_last in self._feed.packs(step):
+                with self._summed(model, is_last):
+                    total += self._pass(model, ready, scale)
         if isinstance(model, Together):
             model.finish()
         if rank_and_world()[1] > 1:  # all of them learn together of a loss that stops the run
@@ -110,6 +113,14 @@ class PackTrainer(Trainer):
         total /= world
         self._watch(step, total.item())
         return total
+
+    def _pass(self, model: nn.Module, ready: Ready, scale: float) -> Tensor:
+        """The loss of a pack; its gradients are added to the model's."""
+        with self.compute_loss_context_manager():
+            log_probs = model(batch=ready.batch, kept=ready.kept, scored=True)
+            loss = answer_loss(log_probs, ready.batch, ready.soft) * scale
+            self.accelerator.backward(loss, **self._backward_options())
+        return loss.detach()
 
     @contextmanager
     def _summed(self, model: nn.Module, is_last: bool) -> Iterator[None]:
@@ -134,6 +145,11 @@ class PackTrainer(Trainer):
                 f"{wrong} in step {step + 1}; its rows: {ids}. "
                 "Lower train.lr or look at these rows; the checkpoints before it are whole"
             )
+
+    def close(self) -> None:
+        """End the threads of passes that run side by side; safe to call twice."""
+        if self._lanes is not None:
+            self._lanes.close()
 
     def _is_sharded(self) -> bool:
         """Whether another engine holds weights, gradients or optimizer."""

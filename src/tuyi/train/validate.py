@@ -39,9 +39,11 @@ def validation(model: Model, encoder: Encoder, rows: Survey, line: Line) -> Call
         gold[row.id] = (task.name, task.labels.canonical(row.label))
     assert line.settings.pack_tokens is not None, "an open line knows them"
     assert line.settings.workers is not None, "settings are resolved first"
+    lanes = line.steps.lanes
     engine = LocalEngine(
-        model, encoder, pack_tokens=line.settings.pack_tokens, workers=line.settings.workers, pool=line.pool
-    )
+        model, encoder, pack_tokens=line.settings.pack_tokens // lanes, workers=line.settings.workers, pool=line.pool,
+        lanes=lanes,
+    )  # fmt: skip
     line.closing.callback(engine.close)
 
     def evaluate() -> dict[str, float]:
