@@ -69,7 +69,7 @@ def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) ->
             learner.model.hf.gradient_checkpointing_enable({"use_reentrant": False})
         steps = Steps(
             given.rows, taught.plan, taught.weights, rank=rank, world=world, pack_tokens=choice.pack_tokens,
-            lanes=_lanes(learner, world),
+            lanes=_lanes(learner, world, choice.pack_tokens // int(max(taught.plan.tokens))),
         )  # fmt: skip
         pool = None
         if gpu:
@@ -86,13 +86,13 @@ def open_line(given: Fitting, taught: Taught, learner: Learner, *, gpu: bool) ->
         yield Line(steps, feed, pool, settings.model_copy(update=found), told, closing)
 
 
-def _lanes(learner: Learner, world: int) -> int:
-    """How many passes run side by side: several on a CPU, of a model as it is."""
+def _lanes(learner: Learner, world: int, most: int) -> int:
+    """How many passes run side by side: several on a CPU, of a model as it is; ``most`` of the longest rows fit."""
     settings = learner.settings
     plain = settings.method == "full" and settings.precision == "fp32" and not settings.compile
     if learner.model.device.type != "cpu" or world > 1 or not plain or settings.deepspeed is not None:
         return 1
-    return lanes_of(learner.learning, torch.get_num_threads())
+    return lanes_of(learner.learning, max(1, min(most, torch.get_num_threads())))
 
 
 def _choose(given: Fitting, taught: Taught, learner: Learner, world: int, taken: int) -> Choice:
