@@ -78,6 +78,18 @@ def test_each_row_once_longest_first_in_packs_within_the_budget(
         assert max(sizes) > 2
 
 
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_few_rows_are_shared_out_to_all_lanes(encoder: Encoder, sized: list[SizedRow], lanes: int):
+    rows = [(replace(row, id=f"{copy}-{row.id}"), size) for copy in range(4) for row, size in sized]
+    with feed(encoder, pack_tokens=100_000, lanes=lanes) as ahead:
+        packs = list(ahead.packs(rows))
+        assert len(list(ahead.packs(rows[:3]))) == 1, "too few to share"
+    assert len(packs) == lanes
+    assert sorted(name for ready in packs for name in ids([ready])) == sorted(row.id for row, _ in rows)
+    tokens = [sum(map(len, ready.encoded)) for ready in packs]
+    assert min(tokens) > 0.5 * max(tokens)
+
+
 def test_rows_with_the_same_picture_stand_side_by_side(encoder: Encoder, picture: Callable[..., Image]):
     names = [1, 2, 3, 1, 2, 3, 1, 2, 3]
     rows = [

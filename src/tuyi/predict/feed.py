@@ -25,6 +25,9 @@ from tuyi.vision.pool import PicturePool
 
 __all__ = ["Feed", "Ready"]
 
+_WORTH_SHARING = 1024
+"""Tokens that are one pack although lanes wait for another."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Ready:
@@ -55,6 +58,7 @@ class Feed:
         pack_tokens: Most tokens of one pack, label branches included.
         workers: Pictures that are decoded at a time.
         window: Rows sorted by length together; also the most that wait for each other.
+        lanes: Packs that pass the model at a time; fewer rows than fill as many are shared out evenly.
         pool: Processes that decode; threads of this process where None.
         features: Visual tokens whose features are kept for pictures that come again.
         on_bad_row: Called with what is wrong with a row that cannot be read after all; such a row stops everything
@@ -62,10 +66,10 @@ class Feed:
     """
 
     def __init__(
-        self, encoder: Encoder, device: torch.device, *, pack_tokens: int, workers: int, window: int,
+        self, encoder: Encoder, device: torch.device, *, pack_tokens: int, workers: int, window: int, lanes: int = 1,
         pool: PicturePool | None = None, features: int = 0, on_bad_row: Callable[[DataError], None] | None = None,
     ) -> None:  # fmt: skip
-        self._encoder, self._pack_tokens, self._window = encoder, pack_tokens, window
+        self._encoder, self._pack_tokens, self._window, self._lanes = encoder, pack_tokens, window, lanes
         self._ahead = Ahead(device, workers=workers, pool=pool, on_bad_row=on_bad_row)
         self._plan = Plan(features)
 
@@ -103,9 +107,16 @@ class Feed:
             asked = [(tasks.of(row), row, size) for row, size in window]
             asked.sort(key=lambda one: (not one[0].answer.has_free, one[0].name, -one[2], _picture_bytes(one[1])))
             for _, alike in groupby(asked, lambda one: one[0].answer.has_free):
-                sized = (((row, size), size + self._answer_tokens(task)) for task, row, size in alike)
-                for together in group(sized, self._pack_tokens):
+                sized = [((row, size), size + self._answer_tokens(task)) for task, row, size in alike]
+                for together in group(sized, self._budget([tokens for _, tokens in sized])):
                     yield [row for row, _ in together], sum(tokens for _, tokens in together)
+
+    def _budget(self, sizes: Sequence[int]) -> int:
+        """Tokens of a pack, so that rows of these sizes keep all lanes busy."""
+        if self._lanes == 1:
+            return self._pack_tokens
+        share = -(-sum(sizes) // self._lanes) + max(sizes)  # the last row of a pack may reach over its share
+        return min(self._pack_tokens, max(share, _WORTH_SHARING))
 
     def _answer_tokens(self, task: Task) -> int:
         """Tokens that stand behind a prompt: every label in a branch of its own, or the longest answer."""

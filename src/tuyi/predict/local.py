@@ -70,8 +70,8 @@ class LocalEngine:
         self.model, self.encoder = model, encoder
         self._info, self._pool = info, pool
         self._feed = Feed(
-            encoder, model.device, pack_tokens=pack_tokens, workers=workers, window=window, pool=pool,
-            features=features, on_bad_row=on_bad_row,
+            encoder, model.device, pack_tokens=pack_tokens, workers=workers, window=window, lanes=lanes,
+            pool=pool, features=features, on_bad_row=on_bad_row,
         )  # fmt: skip
         self._clock = Clock(model.hf)
         self._lanes = Lanes(model, self._clock, lanes)
