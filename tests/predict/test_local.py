@@ -277,6 +277,23 @@ def test_lanes_pass_packs_at_the_same_time(small: Any, many: list[SizedRow], mon
     assert threading.get_ident() not in threads
 
 
+def test_a_pack_alone_has_all_cores(small: Any, many: list[SizedRow], monkeypatch: pytest.MonkeyPatch):
+    threads: list[int] = []
+    real = of_lanes.score_tokens
+
+    def scored(model: Any, *rest: Any) -> Any:
+        threads.append(threading.get_ident())
+        assert model is small.model
+        return real(model, *rest)
+
+    monkeypatch.setattr(of_lanes, "score_tokens", scored)
+    with engine(small, lanes=2) as local:
+        assert len([one for several in local.predict(many[:1]) for one in several]) == 1
+        spent = local.spent()
+    assert threads == [threading.get_ident()]
+    assert spent["language"] > 0
+
+
 def test_lanes_share_the_cores_out_and_leave_the_others_theirs(small: Any):
     before = torch.get_num_threads()
     torch.set_num_threads(6)

@@ -31,11 +31,11 @@ class Lanes:
 
     def __init__(self, model: Model, clock: Clock, count: int) -> None:
         self.count = count
+        self.clocks: list[Clock] = []
+        self._own = (model, clock)
         self._pool: ThreadPoolExecutor | None = None
         self._free: SimpleQueue[tuple[Model, Clock]] = SimpleQueue()
-        self.clocks: list[Clock] = []
         if count == 1:
-            self._free.put((model, clock))
             return
         for other in (replace(model, hf=twin(model.hf)) for _ in range(count)):
             self.clocks.append(Clock(other.hf))
@@ -47,17 +47,18 @@ class Lanes:
         for clock in self.clocks:
             clock.start()
 
-    def score(self, ready: Ready, known: Kept) -> Future[Passed]:
+    def score(self, ready: Ready, known: Kept, *, alone: bool) -> Future[Passed]:
         """Let a pack of rows with plain labels pass.
 
         Args:
             ready: The pack.
             known: Features that it counts on.
+            alone: Whether no other pack follows, so that all cores are for this one.
         """
-        if self._pool is not None:
-            return self._pool.submit(self._pass, ready, known)
+        if self._pool is not None and not alone:
+            return self._pool.submit(self._in_lane, ready, known)
         passed: Future[Passed] = Future()
-        passed.set_result(self._pass(ready, known))
+        passed.set_result(_pass(*self._own, ready, known))
         return passed
 
     def close(self) -> None:
@@ -67,12 +68,16 @@ class Lanes:
         for clock in self.clocks:
             clock.stop()
 
-    def _pass(self, ready: Ready, known: Kept) -> Passed:
-        model, clock = self._free.get()
+    def _in_lane(self, ready: Ready, known: Kept) -> Passed:
+        own = self._free.get()
         try:
-            held = Kept(known)
-            scores = score_tokens(model, ready.batch, ready.pack, held)
-            clock.scored()
+            return _pass(*own, ready, known)
         finally:
-            self._free.put((model, clock))
-        return Arriving.of(scores), Kept({key: levels for key, levels in held.items() if key not in known})
+            self._free.put(own)
+
+
+def _pass(model: Model, clock: Clock, ready: Ready, known: Kept) -> Passed:
+    held = Kept(known)
+    scores = score_tokens(model, ready.batch, ready.pack, held)
+    clock.scored()
+    return Arriving.of(scores), Kept({key: levels for key, levels in held.items() if key not in known})

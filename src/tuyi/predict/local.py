@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -93,13 +94,14 @@ class LocalEngine:
         packs = self._feed.packs(rows)
         under_way: deque[_UnderWay] = deque()
         try:
-            while (ready := self._next(packs)) is not None:
+            coming, alone = self._begun(packs)
+            while (ready := self._next(coming)) is not None:
                 most = self._lanes.count
                 if ready.labels is None:
                     yield from self._answer(ready)
                     most = 0
                 else:
-                    under_way.append(self._score(ready, under_way))
+                    under_way.append(self._score(ready, under_way, alone))
                 while len(under_way) > most:
                     yield self._finish(under_way.popleft())
             while under_way:
@@ -122,7 +124,14 @@ class LocalEngine:
         if self._pool is not None:
             self._pool.close()
 
-    def _next(self, packs: Generator[Ready, None, None]) -> Ready | None:
+    def _begun(self, packs: Iterator[Ready]) -> tuple[Iterator[Ready], bool]:
+        """The packs, and whether there is but one; where one passes at a time that is all the same."""
+        if self._lanes.count == 1:
+            return packs, True
+        first = [ready for ready in (self._next(packs), self._next(packs)) if ready is not None]
+        return chain(first, packs), len(first) == 1
+
+    def _next(self, packs: Iterator[Ready]) -> Ready | None:
         begin = time.perf_counter()
         ready = next(packs, None)
         self._clock.waited(time.perf_counter() - begin)
@@ -137,7 +146,7 @@ class LocalEngine:
                 yield from self._answering.take(ready, self._kept)
                 self._kept.drop_but(ready.keys)
 
-    def _score(self, ready: Ready, under_way: Iterable[_UnderWay]) -> _UnderWay:
+    def _score(self, ready: Ready, under_way: Iterable[_UnderWay], alone: bool) -> _UnderWay:
         """Hand a pack to the device; on a GPU this returns long before it is through."""
         tower = ready.batch.tower
         known = tower.known if tower is not None else ()
@@ -145,8 +154,9 @@ class LocalEngine:
             for one in under_way:
                 self._through(one)
         with _memory_named(ready):
-            scored = _UnderWay(ready, self._lanes.score(ready, Kept({key: self._kept[key] for key in known})))
-        if self._lanes.count == 1:
+            held = Kept({key: self._kept[key] for key in known})
+            scored = _UnderWay(ready, self._lanes.score(ready, held, alone=alone))
+        if alone:
             self._through(scored)
         return scored
 
