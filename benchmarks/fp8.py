@@ -10,6 +10,7 @@ torch, compiled for any number of rows; the kernels are those of ``tuyi.model.ro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,16 +59,13 @@ def products() -> None:
     for name, (rows, inside, out) in PRODUCTS.items():
         x, weight = _random(rows, inside), _random(out, inside)
         (x_8, x_scale), (weight_8, weight_scale) = rounded_by_torch(x), rounded_by_torch(weight)
-        columns = weight_scale.t().contiguous()
-
-        def in_8(x_8: Tensor = x_8, x_scale: Tensor = x_scale, w: Tensor = weight_8, s: Tensor = columns) -> Tensor:
-            return torch._scaled_mm(
-                x_8, w.t(), scale_a=x_scale, scale_b=s, out_dtype=torch.bfloat16, use_fast_accum=True
-            )
-
+        in_8 = partial(
+            torch._scaled_mm, x_8, weight_8.t(), scale_a=x_scale, scale_b=weight_scale.t().contiguous(),
+            out_dtype=torch.bfloat16, use_fast_accum=True,
+        )  # fmt: skip
         tera = 2 * rows * inside * out / 1e9
-        whole = ms(lambda x=x, weight=weight: F.linear(x, weight))  # type: ignore[misc]
-        print(f"{name} {rows} x {inside} x {out} | {tera / whole:.0f} | {tera / ms(in_8):.0f}", flush=True)
+        rates = [tera / ms(call) for call in (partial(F.linear, x, weight), in_8)]
+        print(f"{name} {rows} x {inside} x {out} | {rates[0]:.0f} | {rates[1]:.0f}", flush=True)
 
 
 def roundings() -> None:
@@ -80,9 +78,9 @@ def roundings() -> None:
     print("\nrounding | by torch, ms | kernel, ms")
     for rows, width in ((TOKENS, 3584), (PATCHES, 1280)):
         x = _random(rows, width)
-        print(f"rows {rows} x {width} | {ms(lambda: by_torch(x)):.3f} | {ms(lambda: rounded(x)):.3f}", flush=True)  # noqa: B023 - called at once
+        print(f"rows {rows} x {width} | {ms(partial(by_torch, x)):.3f} | {ms(partial(rounded, x)):.3f}", flush=True)
     gate, up = _random(TOKENS, 18_944), _random(TOKENS, 18_944)
-    one, other = ms(lambda: gated(gate, up)), ms(lambda: swiglu_rounded(gate, up))
+    one, other = ms(partial(gated, gate, up)), ms(partial(swiglu_rounded, gate, up))
     print(f"silu(gate) * up {TOKENS} x 18944 | {one:.3f} | {other:.3f}")
 
 

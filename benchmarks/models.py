@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SIZES", "build_processor", "config_of", "make_model", "random_model"]
+if TYPE_CHECKING:
+    from tuyi.model.load import Model
+
+__all__ = ["SIZES", "build_processor", "config_of", "make_model", "random_model", "tuned_model"]
 
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {
@@ -88,6 +92,19 @@ def random_model(config: Any, device: str, seed: int) -> Any:
             return AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     finally:
         torch.set_default_dtype(before)
+
+
+def tuned_model(size: str, device: str) -> tuple[Model, list[str]]:
+    """A model with random weights as those that answer are loaded, but with a small tokenizer; and what was chosen."""
+    from tuyi.model.fast import tune
+    from tuyi.model.forward import adapt
+    from tuyi.model.load import Model, load_frontend
+
+    frontend = load_frontend("builtin:tiny", ["one tokenizer is as good as another"])
+    frontend = replace(frontend, spec=replace(frontend.spec, patch_size=TOWER["patch_size"]))
+    hf = random_model(config_of(size), device, seed=0).eval()
+    adapt(hf, frontend.spec)
+    return Model(hf, frontend), tune(hf)
 
 
 def make_model(folder: Path, size: str, texts: Iterable[str], *, device: str = "cpu", seed: int = 0) -> Path:

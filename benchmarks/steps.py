@@ -14,11 +14,11 @@ import argparse
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from machine import begin
-from models import config_of, random_model
+from models import tuned_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,19 +61,14 @@ def main() -> None:
 
 
 def load(size: str, device: str, *, is_compiled: bool) -> Model:
-    """A model of the size with random weights, tuned as those that answer are."""
-    from tuyi.model.fast import compile_blocks, tune
-    from tuyi.model.forward import adapt
-    from tuyi.model.load import Model, load_frontend
+    """A model of the size, its blocks compiled where they are in what answers."""
+    from tuyi.model.fast import compile_blocks
 
-    hf: Any = random_model(config_of(size), device, seed=0).eval()
-    frontend = load_frontend("builtin:tiny", ["one tokenizer is as good as another"])
-    adapt(hf, frontend.spec)
-    for line in tune(hf):
-        print(line)
+    model, chosen = tuned_model(size, device)
+    print("\n".join(chosen))
     if is_compiled:
-        compile_blocks(hf)
-    return Model(hf, frontend)
+        compile_blocks(model.hf)
+    return model
 
 
 def run(model: Model, rows: int, tokens: int) -> Ran:

@@ -257,3 +257,30 @@ def rows(picture: Callable[..., Image], clip: Video) -> dict[str, Example]:
         row("mixed", clip, one, "两个", clip, three, task="shape", label="z"),
     ]
     return {example.id: example for example in made}
+
+
+@pytest.fixture
+def eight_bit_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without an 8-bit matrix unit computes what one does."""
+    import torch
+
+    def product(values: Any, weight: Any, *, scale_a: Any, scale_b: Any, **options: Any) -> Any:
+        assert values.dtype is weight.dtype is torch.float8_e4m3fn
+        assert (scale_a.shape, scale_b.shape) == ((len(values), 1), (1, weight.shape[1]))
+        assert scale_a.dtype is scale_b.dtype is torch.float32
+        assert scale_b.is_contiguous()
+        assert weight.stride(0) == 1, "the unit wants the weight column by column"
+        return ((values.float() * scale_a) @ (weight.float() * scale_b)).to(options["out_dtype"])
+
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+
+
+@pytest.fixture(scope="session")
+def hopper() -> None:
+    """A GPU where fused products run."""
+    import torch
+
+    from tuyi.model.products import refused
+
+    if not torch.cuda.is_available() or refused(torch.device("cuda")) is not None:
+        pytest.skip("needs Hopper and quack")

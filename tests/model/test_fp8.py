@@ -39,22 +39,6 @@ def layer(inside: int = 64, out: int = 48, bias: bool = True) -> nn.Linear:
     return nn.Linear(inside, out, bias=bias).to(torch.bfloat16)
 
 
-def emulated(values: Tensor, weight: Tensor, *, scale_a: Tensor, scale_b: Tensor, **options: Any) -> Tensor:
-    """What the 8-bit matrix unit computes, for machines without one."""
-    assert values.dtype is weight.dtype is torch.float8_e4m3fn
-    assert (scale_a.shape, scale_b.shape) == ((len(values), 1), (1, weight.shape[1]))
-    assert scale_a.dtype is scale_b.dtype is torch.float32
-    assert scale_b.is_contiguous()
-    assert weight.stride(0) == 1, "the unit wants the weight column by column"
-    product: Tensor = (values.float() * scale_a) @ (weight.float() * scale_b)
-    return product.to(options["out_dtype"])
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "_scaled_mm", emulated)
-
-
 def test_rounding_keeps_three_bits_of_each_number():
     torch.manual_seed(0)
     rows = torch.randn(6, 200) * torch.tensor([1e-6, 1e-2, 1.0, 10.0, 1e4, 0.0])[:, None]
@@ -71,7 +55,7 @@ def test_rounding_keeps_three_bits_of_each_number():
     assert back.isfinite().all()
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("eight_bit_products")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_in_8_bits_is_nearly_the_layer(bias: bool):
     linear = layer(bias=bias)
@@ -89,7 +73,7 @@ def assert_near(linear: nn.Linear, rounded: Fp8Linear, x: Tensor) -> None:
     assert 0.001 < off < 0.05
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("eight_bit_products")
 def test_a_large_value_costs_its_own_row_alone():
     linear, x = layer(), torch.randn(4, 64).to(torch.bfloat16)
     rounded = Fp8Linear(linear)
@@ -144,7 +128,7 @@ def test_every_linear_layer_of_the_blocks_is_replaced(pretend: Callable[..., Any
     assert "Linear" not in kinds
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("eight_bit_products")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_mlp_rounds_its_input_once_and_its_middle_as_it_is_made(
     name: str, pretend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
@@ -186,9 +170,7 @@ def test_the_gpus_layer_is_nearly_the_layer(inside: int, out: int):
         assert_near(linear, rounded, x)
         with torch.inference_mode():
             values, scale = fp8.rounded_by_torch(x.view(-1, inside))
-            expected = emulated(
-                values, rounded.weight_8.t(), scale_a=scale, scale_b=rounded.scale, out_dtype=torch.float32
-            )
+            expected = (values.float() * scale) @ (rounded.weight_8.float().t() * rounded.scale)
             found = rounded(x).view(-1, out).float()
         torch.testing.assert_close(found, expected + linear.bias.float(), atol=3e-2, rtol=2e-2)
 
@@ -255,7 +237,7 @@ def test_scores_in_16_bits_are_those_of_every_label_alone(
     exact = Model(copy.deepcopy(model.hf).cpu().float(), model.frontend)
     if tuned:
         chosen = [line.split(":")[0] for line in tune(model.hf)]
-        assert chosen == ["attention of the tower", "attention of the language"]
+        assert chosen == ["attention of the tower", "attention of the language", "matrix products"]
     examples = [rows[key] for key in PACK]
     ours, wanted = packed(model, encoder, examples), packed(exact, encoder, examples)
     alone = [one_by_one(model, encoder, row) for row in examples]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tuyi.cli import app
 from tuyi.errors import ModelError
-from tuyi.model import kernels
+from tuyi.model import kernels, products
 from tuyi.model.load import load_frontend
 from tuyi.model.weights import weigh
 from tuyi.predict import doctor, machine
@@ -30,7 +30,7 @@ def texts(found: doctor.Diagnosis) -> str:
 def pretend(monkeypatch: pytest.MonkeyPatch, gpus: tuple[Gpu, ...], found: Torch) -> None:
     monkeypatch.setattr(doctor, "find_gpus", lambda: gpus)
     monkeypatch.setattr(doctor, "find_torch", lambda: found)
-    monkeypatch.setattr(doctor, "attention_kernels", lambda module, on_gpu: iter(()))
+    monkeypatch.setattr(doctor, "kernels", lambda module, on_gpu: iter(()))
 
 
 def model_folder(folder: Path, *shapes: tuple[int, ...]) -> Path:
@@ -81,7 +81,8 @@ def test_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPU 0" not in texts(doctor.diagnose())
 
 
-def test_attention_of_each_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", [None, "quack is not installed"])
+def test_kernels_of_a_gpu(why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     fa2 = kernels.KERNELS["fa2"]
     asked = []
 
@@ -93,11 +94,13 @@ def test_attention_of_each_tower(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kernels.Kernel, "present", lambda self, device: self.name in ("fa2", "fa4"))
     monkeypatch.setattr(kernels, "fastest", fastest)
-    lines = dict(doctor.attention_kernels(torch, True))
+    monkeypatch.setattr(products, "refused", lambda device: why)
+    lines = dict(doctor.kernels(torch, True))
     assert lines["attention kernels found"] == "fa2 (torch), fa4 (flash-attn-4)"
     assert lines["attention, vision tower"].startswith("fa2 (TFLOP/s here: fa2 250; fa4 cannot be used: no such module")
     assert lines["attention, language model"] == "not tried: no memory free on GPU 0"
     assert asked == [(16, 16, 80, False), (28, 4, 128, True)]
+    assert ("quack is not installed" in lines["matrix products"]) is (why is not None)
 
 
 def test_gpus_as_the_driver_lists_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.model.attention import Layout
-from tuyi.model.dense import branch_mask, sdpa
+from tuyi.model.dense import branch_mask, causal_attention, sdpa
 from tuyi.model.kernels import attend, varlen_available
 from tuyi.model.key_sets import join
 from tuyi.model.segments import Segments
@@ -252,24 +252,23 @@ class Continuing:
         for row in self.rows:
             seen = slice(row.begin, row.begin + row.length)
             keys, values = (x[seen] for x in cached)
-            mask = None
-            if row.new > 1:
-                mask = torch.ones(row.new, row.length, dtype=torch.bool, device=q.device).tril(row.length - row.new)
-            outs.append(_one_row(q[at : at + row.new], keys, values, mask, scale))
+            outs.append(causal_attention(*_of_one_row(q[at : at + row.new], keys, values), scale))
             at += row.new
             count = sum(row.branches)
             if count:
                 own = slice(leaf_at - len(self.slots), leaf_at - len(self.slots) + count)
                 keys, values = (torch.cat([x, y[own]]) for x, y in zip((keys, values), leaf))
                 mask = branch_mask(row.length, row.branches, q)
-                leaf_outs.append(_one_row(q[leaf_at : leaf_at + count], keys, values, mask, scale))
+                one = _of_one_row(q[leaf_at : leaf_at + count], keys, values)
+                leaf_outs.append(sdpa(*one, attn_mask=mask, scale=scale))
                 leaf_at += count
-        return torch.cat([*outs, *leaf_outs])
+        return torch.cat([*outs, *leaf_outs], dim=2)[0].transpose(0, 1)
 
 
-def _one_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention of one row's queries, (N, H, D) in and out."""
-    return sdpa(*(x.transpose(0, 1)[None] for x in (q, k, v)), attn_mask=mask, scale=scale)[0].transpose(0, 1)
+def _of_one_row(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one row, (N, H, D) each, as torch's attention takes them: (1, H, N, D)."""
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    return q, k, v
 
 
 def _in_rooms(

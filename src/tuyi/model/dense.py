@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tuyi.encode.pack import Branches
     from tuyi.model.attention import Layout
 
-__all__ = ["branch_mask", "dense_layout", "dense_segments", "sdpa"]
+__all__ = ["branch_mask", "causal_attention", "dense_layout", "dense_segments", "sdpa"]
 
 
 def dense_layout(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float | None) -> Tensor:
@@ -70,7 +70,7 @@ def dense_segments(
             first = (x.transpose(0, 1).expand(len(run), -1, -1, -1) for x in before)
             seen = [torch.cat([x, y], dim=2) for x, y in zip(first, seen)]
         keys, values = seen
-        out = _causal(queries, keys, values, scale) if causal else sdpa(queries, keys, values, scale=scale)
+        out = causal_attention(queries, keys, values, scale) if causal else sdpa(queries, keys, values, scale=scale)
         out = out.transpose(1, 2).flatten(0, 1)
         outs.append(out if index is None else out.index_select(0, _unfill(run, q.device)))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -79,13 +79,15 @@ def dense_segments(
 _CHUNK = 128
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Queries (R, H, N, D) that see all keys (R, H or fewer, M, D) up to their own, which are the last N.
 
     Chunk by chunk of queries: torch's attention on a CPU also computes what a mask, or causality within 512 keys, takes
     away. With gradients, which would be added up chunk by chunk, that gains nothing.
     """
     count, before = q.shape[2], k.shape[2] - q.shape[2]
+    if count == 1:
+        return sdpa(q, k, v, scale=scale)
     if q.requires_grad and not before:
         return sdpa(q, k, v, is_causal=True, scale=scale)
     outs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,23 +28,47 @@ def load_tuned(frontend: Frontend, device: str | None, dtype: str | None, tell: 
     return model
 
 
-def tune(model: Any, *, gradient: bool = False, device: Any = None, dtype: Any = None) -> list[str]:
+def tune(
+    model: Any, *, gradient: bool = False, spread: bool = False, device: Any = None, dtype: Any = None
+) -> list[str]:
     """Choose the kernels of a model for this machine.
 
     Args:
         model: The adapted transformers model, or a part of it, on its device.
         gradient: Whether it learns, which not all kernels allow.
+        spread: Whether its weights are spread over processes, and only together while their own layer runs.
         device, dtype: Where and in which torch type it computes; those of its weights where not given.
 
     Returns:
         Lines that say what was chosen.
     """
     chosen = choose_kernels(model, gradient=gradient, device=device, dtype=dtype)
+    told = [f"attention of the {name}: {what}" for name, what in chosen.items()]
     if chosen and not gradient:
         from tuyi.model.norms import fuse_norms
 
         fuse_norms(model)
-    return [f"attention of the {name}: {what}" for name, what in chosen.items()]
+    if chosen and not spread:
+        told += _fuse(model, gradient, device or next(model.parameters()).device)
+    return told
+
+
+def _fuse(model: Any, gradient: bool, device: Any) -> list[str]:
+    from tuyi.model.blocks import fuse_products
+    from tuyi.model.gated import fuse_gated_mlps
+    from tuyi.model.low_rank import fuse_adapters
+    from tuyi.model.products import refused
+
+    if why := refused(device):
+        return [f"matrix products: torch's; fused ones cannot be used: {why}"]
+    if gradient:
+        mlps, adapters = fuse_gated_mlps(model), fuse_adapters(model)
+        told = [f"matrix products: fused with the activation and its gradient in {mlps} MLPs"] if mlps else []
+        return told + ([f"matrix products: fused with {adapters} adapters"] if adapters else [])
+    began = time.perf_counter()
+    blocks = fuse_products(model)
+    seconds = time.perf_counter() - began
+    return [f"matrix products: fused with what follows them in {blocks} blocks, ready in {seconds:.0f} s"]
 
 
 def compile_blocks(model: Any, backend: str = "inductor") -> None:

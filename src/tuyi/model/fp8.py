@@ -11,20 +11,30 @@ from torch import Tensor, nn
 
 from tuyi.errors import ModelError
 
-__all__ = ["Fp8Linear", "rounded_by_torch", "use_fp8"]
+__all__ = ["LARGEST", "LEAST", "TYPE", "Fp8Linear", "rounded_by_torch", "scaled_product", "use_fp8"]
 
-_TYPE = torch.float8_e4m3fn
-_LARGEST = 448.0  # of that type
-_LEAST = 1e-12  # so that a row of zeros has a scale
-
+TYPE = torch.float8_e4m3fn
+LARGEST = 448.0
+"""Of that type."""
+LEAST = 1e-12
+"""What a row holds at least, so that one of zeros has a scale."""
 
 Rounded = Callable[[Tensor], "tuple[Tensor, Tensor]"]
 
 
 def rounded_by_torch(rows_RK: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in e4m3, and the float32 factor of each, (R, 1)."""
-    scale_R1 = rows_RK.abs().amax(1, keepdim=True).float().clamp(min=_LEAST) / _LARGEST
-    return (rows_RK.float() / scale_R1).clamp(-_LARGEST, _LARGEST).to(_TYPE), scale_R1
+    scale_R1 = rows_RK.abs().amax(1, keepdim=True).float().clamp(min=LEAST) / LARGEST
+    return (rows_RK.float() / scale_R1).clamp(-LARGEST, LARGEST).to(TYPE), scale_R1
+
+
+def scaled_product(
+    x_MK: Tensor, rows_M1: Tensor, weight_NK: Tensor, columns_1N: Tensor, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """``x @ weight.T`` of 8-bit numbers times the float32 factors of the rows of both."""
+    return torch._scaled_mm(
+        x_MK, weight_NK.t(), scale_a=rows_M1, scale_b=columns_1N, out_dtype=dtype, use_fast_accum=True
+    )
 
 
 class Fp8Linear(nn.Module):
@@ -40,10 +50,11 @@ class Fp8Linear(nn.Module):
 
     weight_8: Tensor
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, rounded: Rounded = rounded_by_torch) -> None:
         super().__init__()
-        self._rounded = rounded
+        self.rounded = rounded
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight, scale = rounded_by_torch(linear.weight.data)
         self.register_buffer("weight_8", weight, persistent=False)
@@ -51,14 +62,12 @@ class Fp8Linear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        values, scale = self._rounded(x.reshape(-1, self.in_features))
+        values, scale = self.rounded(x.reshape(-1, self.in_features))
         return self.product(values, scale, x.dtype).view(*x.shape[:-1], self.out_features)
 
     def product(self, values_RK: Tensor, scale_R1: Tensor, dtype: torch.dtype) -> Tensor:
         """The layer's output (R, out) for rows that are rounded already."""
-        out = torch._scaled_mm(
-            values_RK, self.weight_8.t(), scale_a=scale_R1, scale_b=self.scale, out_dtype=dtype, use_fast_accum=True
-        )
+        out = scaled_product(values_RK, scale_R1, self.weight_8, self.scale, dtype)
         return out if self.bias is None else out + self.bias
 
 
@@ -91,20 +100,18 @@ def use_fp8(model: Any) -> int:
                 f"precision fp8 needs layer sizes that are multiples of 16; {name} is "
                 f"{linear.in_features} x {linear.out_features}; use bfloat16"
             )
+    from tuyi.model.blocks import fuse_products
+    from tuyi.model.products import is_gated, refused
     from tuyi.model.rounding import rounded, rounded_mlp
 
     for parent, name, linear in found:
         setattr(parent, name, Fp8Linear(linear, rounded))
-    for module in model.model.language_model.layers.modules():
+    layers = model.model.language_model.layers
+    if refused(device) is None:
+        fuse_products(layers)
+        return len(found)
+    for module in layers.modules():
         # the last layer's own way goes through its layers one by one
-        if _is_gated_mlp(module) and "forward" not in vars(module):
+        if is_gated(module, Fp8Linear) and "forward" not in vars(module):
             module.forward = MethodType(rounded_mlp, module)
     return len(found)
-
-
-def _is_gated_mlp(module: Any) -> bool:
-    """Whether it is ``down_proj(silu(gate_proj(x)) * up_proj(x))``."""
-    has_layers = all(
-        isinstance(getattr(module, name, None), Fp8Linear) for name in ("gate_proj", "up_proj", "down_proj")
-    )
-    return has_layers and type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")

@@ -37,7 +37,9 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, centre: bool) -
     out = torch.empty_like(x)
     block = triton.next_power_of_2(width)
     warps = 4 if block <= 2048 else 8
-    _norm_kernel[(x.numel() // width,)](x, weight, bias, out, width, eps, CENTRE=centre, BLOCK=block, num_warps=warps)
+    grid = (x.numel() // width,)
+    with torch.cuda.device_of(x):
+        _norm_kernel[grid](x, weight, bias, out, width, eps, CENTRE=centre, BLOCK=block, num_warps=warps)
     return out
 
 

@@ -9,48 +9,62 @@ import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
+from tuyi.model.fp8 import LARGEST, LEAST, TYPE
+
 __all__ = ["rounded", "rounded_mlp", "swiglu_rounded"]
 
-_LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
-_LEAST = tl.constexpr(1e-12)  # so that a row of zeros has a scale
+_LARGEST, _LEAST = tl.constexpr(LARGEST), tl.constexpr(LEAST)
 
 
 @triton.jit
-def _store_rounded(value, row, at, inside, out_ptr, scale_ptr, width):  # type: ignore[no-untyped-def]
-    scale = tl.maximum(tl.max(tl.abs(value), 0), _LEAST) / _LARGEST
+def _scale(most, row, scale_ptr):  # type: ignore[no-untyped-def]
+    scale = tl.maximum(tl.max(most, 0), _LEAST) / _LARGEST
     tl.store(scale_ptr + row, scale)
+    return scale
+
+
+@triton.jit
+def _store_rounded(value, scale, to_ptr, inside):  # type: ignore[no-untyped-def]
     value = tl.clamp(value / scale, -_LARGEST, _LARGEST)
-    tl.store(out_ptr + row * width + at, value.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(to_ptr, value.to(to_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _round_kernel(x_ptr, out_ptr, scale_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < width
-    x = tl.load(x_ptr + row * width + at, mask=inside, other=0.0).to(tl.float32)
-    _store_rounded(x, row, at, inside, out_ptr, scale_ptr, width)
+    most = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, width, BLOCK):
+        x = tl.load(x_ptr + row * width + begin + at, mask=begin + at < width, other=0.0)
+        most = tl.maximum(most, tl.abs(x.to(tl.float32)))
+    scale = _scale(most, row, scale_ptr)
+    for begin in range(0, width, BLOCK):  # a second time out of the cache
+        place, inside = row * width + begin + at, begin + at < width
+        x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        _store_rounded(x, scale, out_ptr + place, inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _swiglu_kernel(gate_ptr, up_ptr, out_ptr, scale_ptr, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
-    inside = at < width
-    gate = tl.load(gate_ptr + row * width + at, mask=inside, other=0.0)
-    up = tl.load(up_ptr + row * width + at, mask=inside, other=0.0)
+    place, inside = row * width + at, at < width
+    gate = tl.load(gate_ptr + place, mask=inside, other=0.0)
+    up = tl.load(up_ptr + place, mask=inside, other=0.0)
     wide = gate.to(tl.float32)
     gated = (wide / (1 + tl.exp(-wide))).to(gate.dtype).to(tl.float32) * up.to(tl.float32)
-    _store_rounded(gated.to(gate.dtype).to(tl.float32), row, at, inside, out_ptr, scale_ptr, width)
+    gated = gated.to(gate.dtype).to(tl.float32)
+    _store_rounded(gated, _scale(tl.abs(gated), row, scale_ptr), out_ptr + place, inside)
 
 
-def _launch(kernel: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    rows, width = inputs[0].shape
-    out = inputs[0].new_empty(rows, width, dtype=torch.float8_e4m3fn)
-    scale = inputs[0].new_empty(rows, 1, dtype=torch.float32)
-    block = triton.next_power_of_2(width)
+def _launch(kernel: Any, most: int, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """One program for each row; ``most`` values of it at a time."""
+    out, scale = _like(inputs[0])
+    rows, width = out.shape
+    block = min(triton.next_power_of_2(width), most)
     warps = 4 if block <= 4096 else 8 if block <= 8192 else 16
-    kernel[(rows,)](*(one.contiguous() for one in inputs), out, scale, width, BLOCK=block, num_warps=warps)
+    with torch.cuda.device_of(out):
+        kernel[(rows,)](*(one.contiguous() for one in inputs), out, scale, width, BLOCK=block, num_warps=warps)
     return out, scale
 
 
@@ -61,7 +75,7 @@ def rounded(rows_RK: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         rows_RK: 16-bit or float32 rows.
     """
-    return _launch(_round_kernel, rows_RK)
+    return _launch(_round_kernel, 8192, rows_RK)
 
 
 @torch.library.custom_op("tuyi::swiglu_rounded", mutates_args=())
@@ -71,7 +85,7 @@ def swiglu_rounded(gate_RK: Tensor, up_RK: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         gate_RK, up_RK: Rows of equal shape and type.
     """
-    return _launch(_swiglu_kernel, gate_RK, up_RK)
+    return _launch(_swiglu_kernel, 1 << 20, gate_RK, up_RK)
 
 
 @rounded.register_fake
@@ -85,8 +99,7 @@ def _(gate_RK: Tensor, up_RK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _like(rows_RK: Tensor) -> tuple[Tensor, Tensor]:
-    out = rows_RK.new_empty(rows_RK.shape, dtype=torch.float8_e4m3fn)
-    return out, rows_RK.new_empty(rows_RK.shape[0], 1, dtype=torch.float32)
+    return rows_RK.new_empty(rows_RK.shape, dtype=TYPE), rows_RK.new_empty(rows_RK.shape[0], 1, dtype=torch.float32)
 
 
 def rounded_mlp(self: Any, x: Tensor) -> Tensor:

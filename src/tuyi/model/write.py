@@ -10,7 +10,7 @@ from typing import Any
 from tuyi.errors import OutputError, first_line
 from tuyi.whole import output_errors
 
-__all__ = ["weight_errors", "write_model", "write_processor"]
+__all__ = ["parted", "weight_errors", "write_model", "write_processor"]
 
 
 @contextmanager
@@ -42,6 +42,19 @@ def write_model(hf: Any, processor: Any, folder: Path, *, shard_size: str = "50G
     with no_progress_bars():
         hf.save_pretrained(folder, max_shard_size=shard_size)
     write_processor(processor, folder)
+
+
+def parted(hf: Any) -> dict[str, Any] | None:
+    """The weights of a model some of which lie in one piece of memory; those on the host, by themselves.
+
+    transformers writes such a model as well, but copies all of these first, on the GPU.
+
+    Returns:
+        What its ``save_pretrained`` takes as ``state_dict``; None where every weight lies by itself.
+    """
+    weights = hf.state_dict()
+    joined = [name for name, weight in weights.items() if weight.untyped_storage().nbytes() > weight.nbytes]
+    return {**weights, **{name: weights[name].to("cpu", copy=True) for name in joined}} if joined else None
 
 
 def write_processor(processor: Any, folder: Path) -> None:

@@ -61,12 +61,12 @@ class Clock:
         Args:
             beside: Clocks of models that passes went through side by side; their mean counts.
         """
-        whole = time.perf_counter() - self._began
         known = dict(self._parts())
         for clock in beside:
             for name, seconds in clock._parts().items():
                 known[name] += seconds / len(beside)
         known["vision wait"] = self._waited
+        whole = time.perf_counter() - self._began
         return {**known, "host": max(0.0, whole - sum(known.values()))}
 
     def _parts(self) -> dict[str, float]:

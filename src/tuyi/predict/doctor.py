@@ -147,7 +147,7 @@ def _uses(torch: Torch) -> Iterator[tuple[str, str]]:
     if torch.module is not None:
         on_gpu = torch.devices > 0
         yield "device", (f"{torch.devices} GPU{'s' * (torch.devices > 1)} in bfloat16" if on_gpu else "CPU in float32")
-        yield from attention_kernels(torch.module, on_gpu)
+        yield from kernels(torch.module, on_gpu)
     yield "picture decoder", _decoder()
     yield "picture resizer", resampler()
     yield "picture workers", str(settings.workers)
@@ -160,9 +160,10 @@ def _uses(torch: Torch) -> Iterator[tuple[str, str]]:
         yield "tokens a pack", "as many as fit beside the weights; --model MODEL says how many"
 
 
-def attention_kernels(torch: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
-    """(tower, the attention that it would use); on a GPU by trying each kernel that is installed, as loading does."""
+def kernels(torch: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
+    """What attention and matrix products would use; on a GPU by trying what is installed, as loading does."""
     from tuyi.model.kernels import KERNELS, fastest
+    from tuyi.model.products import refused
 
     if not on_gpu:
         yield "attention, both towers", "dense, scaled_dot_product_attention"
@@ -178,6 +179,8 @@ def attention_kernels(torch: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
         except torch.OutOfMemoryError:
             picked = "not tried: no memory free on GPU 0"
         yield f"attention, {tower}", picked
+    why = refused(device)
+    yield "matrix products", f"torch's; fused ones cannot be used: {why}" if why else "fused with what follows (quack)"
 
 
 def _decoder() -> str:

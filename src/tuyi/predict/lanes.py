@@ -42,6 +42,11 @@ class Lanes:
             self._free.put((other, self.clocks[-1]))
         self._pool = core_threads(count)
 
+    @property
+    def idle(self) -> float:
+        """The share of the device that has nothing to do while no pack is there to pass."""
+        return self._free.qsize() / self.count if self._pool is not None else 1.0
+
     def start(self) -> None:
         """Forget how long what was before took."""
         for clock in self.clocks:

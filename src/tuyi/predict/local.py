@@ -132,9 +132,9 @@ class LocalEngine:
         return chain(first, packs), len(first) == 1
 
     def _next(self, packs: Iterator[Ready]) -> Ready | None:
-        begin = time.perf_counter()
+        begin, idle = time.perf_counter(), self._lanes.idle
         ready = next(packs, None)
-        self._clock.waited(time.perf_counter() - begin)
+        self._clock.waited(idle * (time.perf_counter() - begin))
         return ready
 
     def _answer(self, ready: Ready | None) -> Iterator[list[Prediction]]:

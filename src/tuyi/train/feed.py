@@ -132,8 +132,9 @@ class Feed:
                 yield _Job(at, number == len(packs) - 1, tuple(rows))
 
     def _start(self) -> None:
-        """Begin packs: ahead lie rows for every worker, and at least the pack after the next."""
-        while len(self._coming) < 3 or sum(len(job.rows) for job, _ in self._coming) < 3 * self._ahead.workers:
+        """Begin packs: ahead lie rows for every worker, and at least the pack after those that run next."""
+        packs, rows_ahead = 2 + self._steps.lanes, 3 * self._ahead.workers
+        while len(self._coming) < packs or sum(len(job.rows) for job, _ in self._coming) < rows_ahead:
             job = next(self._jobs, None)
             if job is None:
                 return

@@ -39,7 +39,7 @@ class Lanes:
     def __init__(self, model: nn.Module, count: int, one_pass: Callable[[nn.Module, Ready, float], Tensor]) -> None:
         self._one_pass = one_pass
         self._twins = [twin(model, learns=True) for _ in range(count)]
-        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._weights, *self._others = ([w for w in m.parameters() if w.requires_grad] for m in (model, *self._twins))
         self._pool = core_threads(count)
 
     def run(self, packs: Sequence[Ready], scale: float) -> Tensor:
@@ -58,9 +58,8 @@ class Lanes:
             self._pool.submit(self._lane, model, share, scale) for model, share in zip(self._twins, shares) if share
         ]
         total = torch.stack([one.result() for one in running]).sum()
-        for model in self._twins:
-            learning = [weight for weight in model.parameters() if weight.requires_grad]
-            for weight, other in zip(self._weights, learning, strict=True):
+        for others in self._others:
+            for weight, other in zip(self._weights, others, strict=True):
                 if other.grad is not None:
                     weight.grad = other.grad if weight.grad is None else weight.grad.add_(other.grad)
                     other.grad = None

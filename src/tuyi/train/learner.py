@@ -104,13 +104,14 @@ def _tune(learner: Learner, device: str) -> list[str]:
     from tuyi.model.fast import compile_blocks, tune
 
     # weights that are spread over processes wait in another type, maybe elsewhere, than they are computed with
-    computed = {
+    computed: dict[str, Any] = {
         "device": torch.device(device),
         "dtype": torch.float32 if learner.settings.precision == "fp32" else torch.bfloat16,
     }
     towers = learner.model.hf.model
-    told = tune(towers.visual, gradient=learner.tower_learns, **computed)
-    told += tune(towers.language_model, gradient=True, **computed)
+    spread = learner.settings.fsdp or learner.settings.deepspeed is not None
+    told = tune(towers.visual, gradient=learner.tower_learns, spread=spread, **computed)
+    told += tune(towers.language_model, gradient=True, spread=spread, **computed)
     if learner.settings.compile:
         compile_blocks(learner.model.hf)
         told.append("blocks are compiled in the first step, which takes a minute longer")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from tuyi.errors import TrainingError
-from tuyi.model.write import weight_errors
+from tuyi.model.write import parted, weight_errors
 from tuyi.train.adamw import AdamW16
 from tuyi.train.feed import Feed, Ready
 from tuyi.train.lanes import Lanes
@@ -184,6 +184,11 @@ class PackTrainer(Trainer):
 
     def _save_whole(self, folder: str) -> None:
         super().save_model(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if state_dict is None and self.args.should_save and not hasattr(self.model, "peft_config"):
+            state_dict = parted(self.model)
+        super()._save(output_dir, state_dict)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         optimizer: Any = self.optimizer
