@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from dense_kernel import dense_kernel, kept_of, visible
 from torch import Tensor
 
 from tuyi.encode.pack import Branches
+from tuyi.model import attention
 from tuyi.model.attention import Layout, packed_attention
+from tuyi.model.kernels import Kernel
 
 LENGTHS = {
     "one": [7],
@@ -28,19 +31,7 @@ BRANCHES = {
 }
 
 
-def visible(lengths: list[int], causal: bool, branches: list[tuple[int, ...]] | None = None, shared: int = 0) -> Tensor:
-    """bool (T, T), written out token by token: who sees whom."""
-    owner: list[tuple[int | None, int | None]] = [(None, None)] * shared
-    owner += [(row, None) for row, length in enumerate(lengths) for _ in range(length)]
-    for row, sizes in enumerate(branches or ()):
-        owner += [(row, branch) for branch, size in enumerate(sizes) for _ in range(size)]
-    count = len(owner)
-    mask = torch.zeros(count, count, dtype=torch.bool)
-    for query, (row, branch) in enumerate(owner):
-        for key, (other_row, other_branch) in enumerate(owner):
-            same = other_row is None or (row == other_row and other_branch in (None, branch))
-            mask[query, key] = same and (not causal or key <= query)
-    return mask
+TAILS = {"one": [2], "equal": [1, 1, 1], "mixed": [1, 8, 1, 2, 3], "nearly equal": [3, 1, 2], "sorted": [1, 2, 1, 7]}
 
 
 def heads(tokens: int, count: int, size: int, seed: int, **options: Any) -> Tensor:
@@ -71,7 +62,29 @@ def test_the_kernel_is_the_masked_one(case: str, kind: str, kv_heads: int):
     check(case, kind, kv_heads, torch.device("cuda"), torch.bfloat16, 2e-2)
 
 
-def check(case: str, kind: str, kv_heads: int, device: torch.device, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("case", LENGTHS)
+@pytest.mark.parametrize("kind", ["text", "branches", "prefix", "prefix and branches"])
+def test_only_what_is_read_asks(monkeypatch: pytest.MonkeyPatch, case: str, kind: str, kv_heads: int):
+    check(case, kind, kv_heads, torch.device("cpu"), torch.float32, 1e-5, TAILS[case])
+    monkeypatch.setattr(attention, "varlen_available", lambda *_: True)
+    kernel = Kernel("dense", "a test", (), (0, 0), dense_kernel)
+    check(case, kind, kv_heads, torch.device("cpu"), torch.float32, 1e-5, TAILS[case], kernel)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("case", LENGTHS)
+@pytest.mark.parametrize("kind", ["text", "branches", "prefix", "prefix and branches"])
+def test_only_what_is_read_asks_kernels(case: str, kind: str, kv_heads: int):
+    check(case, kind, kv_heads, torch.device("cuda"), torch.bfloat16, 2e-2, TAILS[case])
+
+
+def check(
+    case: str, kind: str, kv_heads: int, device: torch.device, dtype: torch.dtype, tolerance: float,
+    tails: list[int] | None = None, kernel: Kernel | None = None,
+) -> None:  # fmt: skip
     lengths = LENGTHS[case]
     branches = BRANCHES[case] if "branches" in kind else None
     shared = 6 if "prefix" in kind else 0
@@ -79,18 +92,25 @@ def check(case: str, kind: str, kv_heads: int, device: torch.device, dtype: torc
     options: dict[str, Any] = {"device": device, "dtype": dtype}
     q, k, v = (heads(tokens, n, 16, seed, **options) for seed, n in enumerate((4, kv_heads, kv_heads)))
     causal = kind != "vision"
-    layer: Any = SimpleNamespace(is_causal=causal)
+    layer: Any = SimpleNamespace(is_causal=causal, tuyi_kernel=kernel)
+    read = torch.arange(tokens)
     if kind == "vision":
         cu = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0, dtype=torch.int32)
         out, weights = packed_attention(
             layer, q, k, v, scaling=0.3, cu_seq_lens_q=cu, max_length_q=max(lengths), cu_seq_lens_k=cu, dropout=0.0
         )
     else:
-        layout = Layout.of(lengths, device, Branches(tuple(branches)) if branches else None, shared)
-        out, weights = packed_attention(layer, q, k, v, scaling=0.3, layout=layout)
+        keep = None if tails is None else kept_of(lengths, shared, tokens, tails)
+        layout = Layout.of(lengths, device, Branches(tuple(branches)) if branches else None, shared, keep)
+        read = layout.asking(read[None].to(device))[0].cpu()
+        if keep is not None:
+            assert layout.leaving(read[None].to(device))[0].tolist() == keep.tolist()
+        out, weights = packed_attention(layer, q[:, :, read.to(device)], k, v, scaling=0.3, layout=layout)
     assert weights is None
-    assert out.shape == (1, tokens, 4, 16)
-    expected = naive(q.cpu(), k.cpu(), v.cpu(), visible(lengths, causal, branches, shared), 0.3)
+    if tails:
+        assert len(read) == sum(tails) + sum(map(sum, branches or ()))
+    assert out.shape == (1, len(read), 4, 16)
+    expected = naive(q.cpu(), k.cpu(), v.cpu(), visible(lengths, causal, branches, shared), 0.3)[:, read]
     torch.testing.assert_close(out.double().cpu(), expected, atol=tolerance, rtol=0)
 
 

@@ -75,11 +75,8 @@ def test_every_product_of_a_block_is_fused(
 
     monkeypatch.setattr(nn.Linear, "forward", seen)
     scores_of(model)
-    last = len(model.hf.model.language_model.layers) - 1
     in_blocks = {name for name in left if "layers." in name or "blocks." in name}
-    own = {name for name in in_blocks if name.rsplit(".", 1)[1] not in ("q_proj", "k_proj", "v_proj")}
-    assert all(name.startswith(f"layers.{last}.mlp") or f"layers.{last}.mlp" in name for name in own)
-    assert len(own) == 3, "the last layer's MLP runs where it is read"
+    assert {name.rsplit(".", 1)[1] for name in in_blocks} <= {"q_proj", "k_proj", "v_proj"}
 
 
 def test_gate_and_up_lie_in_one_piece_of_memory(tasks: TaskSet, tmp_path: Path):

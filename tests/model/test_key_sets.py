@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dense_kernel import dense_kernel, kept_of, visible
 from torch import Tensor
 
 from tuyi.encode.pack import Branches
@@ -33,37 +34,16 @@ class Uncovered(torch.autograd.Function):
         return found, None, None
 
 
-def dense_kernel(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
-    """What a kernel computes, segment by segment; its log-sum-exp has no gradient, as with torch's."""
+def uncovering_kernel(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
     k, v = (Uncovered.apply(x, int(at.cu_k[0]), int(at.cu_k[-1])) for x in (k, v))
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    outs, sums = [], []
-    queries, keys = (zip(cu.tolist(), cu.tolist()[1:]) for cu in (at.cu_q, at.cu_k))
-    for (begin, end), (first, last) in zip(queries, keys, strict=True):
-        scores = torch.einsum("qhd,khd->hqk", q[begin:end], k[first:last]) * scale
-        if at.causal:
-            seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
-            scores = scores.masked_fill(~seen, float("-inf"))
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[first:last]))
-        sums.append(scores.logsumexp(-1).detach().float())
-    return torch.cat(outs), torch.cat(sums, 1)
+    return dense_kernel(q, k, v, at, scale)
 
 
-def visible(shared: int) -> Tensor:
-    """bool (T, T), written out token by token: who sees whom."""
-    owner: list[tuple[int | None, int | None]] = [(None, None)] * shared
-    owner += [(row, None) for row, length in enumerate(LENGTHS) for _ in range(length)]
-    owner += [(row, at) for row, sizes in enumerate(BRANCHES) for at, size in enumerate(sizes) for _ in range(size)]
-    mask = torch.zeros(len(owner), len(owner), dtype=torch.bool)
-    for query, (row, branch) in enumerate(owner):
-        for key, (other_row, other_branch) in enumerate(owner[: query + 1]):
-            mask[query, key] = other_row is None or (row == other_row and other_branch in (None, branch))
-    return mask
-
-
-def gradients(kv_heads: int, shared: int, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Any:
+def gradients(
+    kv_heads: int, shared: int, device: str, dtype: torch.dtype, kernel: Kernel | None, tails: list[int] | None = None
+) -> Any:
     """Gradients to q, k and v of the packed attention, and of one masked softmax in float64."""
-    mask = visible(shared)
+    mask = visible(LENGTHS, True, BRANCHES, shared)
     generator = torch.Generator().manual_seed(0)
     sizes = [(1, heads, len(mask), 16) for heads in (4, kv_heads, kv_heads)]
     values = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
@@ -71,30 +51,42 @@ def gradients(kv_heads: int, shared: int, device: str, dtype: torch.dtype, kerne
 
     ours = [value.to(device).requires_grad_() for value in values]
     layer: Any = SimpleNamespace(is_causal=True, tuyi_kernel=kernel)
-    layout = Layout.of(LENGTHS, torch.device(device), Branches(BRANCHES), shared)
-    out, _ = packed_attention(layer, *ours, scaling=SCALE, layout=layout)
-    found = torch.autograd.grad((out * up.to(device)).sum(), ours)
+    keep = None if tails is None else kept_of(LENGTHS, shared, len(mask), tails)
+    layout = Layout.of(LENGTHS, torch.device(device), Branches(BRANCHES), shared, keep)
+    up = layout.asking(up.to(device))
+    q = layout.asking(ours[0].transpose(1, 2)).transpose(1, 2)
+    out, _ = packed_attention(layer, q, *ours[1:], scaling=SCALE, layout=layout)
+    found = torch.autograd.grad((out * up).sum(), ours)
 
     exact = [value.double().requires_grad_() for value in values]
     q, k, v = (exact[0], *(x.repeat_interleave(4 // kv_heads, 1) for x in exact[1:]))
     scores = (q @ k.transpose(2, 3) * SCALE).masked_fill(~mask, float("-inf"))
-    expected = torch.autograd.grad(((scores.softmax(-1) @ v).transpose(1, 2) * up).sum(), exact)
+    right = layout.asking((scores.softmax(-1) @ v).transpose(1, 2).to(device))
+    expected = torch.autograd.grad((right * up).sum(), exact)
     return found, expected
+
+
+TAILS = [None, [1, 3, 2]]
+"""All tokens ask, or only so many of each row's last ones and the branches."""
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("shared", [0, 4])
-def test_the_merge_has_the_gradient_of_one_softmax(monkeypatch: pytest.MonkeyPatch, kv_heads: int, shared: int):
+@pytest.mark.parametrize("tails", TAILS)
+def test_the_merge_has_the_gradient_of_one_softmax(
+    monkeypatch: pytest.MonkeyPatch, kv_heads: int, shared: int, tails: list[int] | None
+):
     monkeypatch.setattr(attention, "varlen_available", lambda *_: True)
-    kernel = Kernel("dense", "this file", (), (0, 0), dense_kernel)
-    found, expected = gradients(kv_heads, shared, "cpu", torch.float32, kernel)
+    kernel = Kernel("dense", "this file", (), (0, 0), uncovering_kernel)
+    found, expected = gradients(kv_heads, shared, "cpu", torch.float32, kernel, tails)
     for ours, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shared", [0, 4])
-def test_dense_branches_have_it_too(shared: int):
-    found, expected = gradients(2, shared, "cpu", torch.float32, None)
+@pytest.mark.parametrize("tails", TAILS)
+def test_dense_branches_have_it_too(shared: int, tails: list[int] | None):
+    found, expected = gradients(2, shared, "cpu", torch.float32, None, tails)
     for ours, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), exact, atol=1e-5, rtol=1e-5)
 
@@ -103,8 +95,9 @@ def test_dense_branches_have_it_too(shared: int):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("shared", [0, 4])
-def test_kernels_have_it_too(kv_heads: int, shared: int):
-    found, expected = gradients(kv_heads, shared, "cuda", torch.bfloat16, None)
+@pytest.mark.parametrize("tails", TAILS)
+def test_kernels_have_it_too(kv_heads: int, shared: int, tails: list[int] | None):
+    found, expected = gradients(kv_heads, shared, "cuda", torch.bfloat16, None, tails)
     for ours, exact in zip(found, expected, strict=True):
         difference = (ours.cpu().double() - exact).norm()
         assert difference < 0.02 * exact.norm()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -109,9 +110,8 @@ def batch_of(frontend: Frontend, tokens: int, grid: tuple[int, int, int] | None 
     places = torch.arange(tokens).expand(4, 1, tokens)
     at = torch.arange(kept)
     ids = torch.full((tokens,), 5)
-    return Batch(
-        ids, places, Layout.of([tokens], torch.device("cpu")), tower, tokens - kept + at, at, at % 50, torch.ones(kept)
-    )
+    layout = Layout.of([tokens], torch.device("cpu"), keep=np.arange(tokens - kept, tokens))
+    return Batch(ids, places, layout, tower, at, at % 50, torch.ones(kept))
 
 
 def kept_bytes(model: Any, batch: Batch) -> int:
@@ -176,7 +176,7 @@ def test_what_is_kept_around_the_layers_is_covered(frontend: Frontend, checkpoin
     run = settings()
     found = a_token(frontend, run, layers=2, checkpointing=checkpointing)
     expected = activations(config_of(frontend), run, 2, checkpointing=checkpointing)
-    assert 0.5 * expected.token < found <= expected.token
+    assert 0.3 * expected.token < found <= expected.token
 
 
 def test_checkpointing_keeps_the_input_of_each_layer(frontend: Frontend):
@@ -191,7 +191,7 @@ def test_a_block_of_a_tower_that_learns_keeps_what_is_counted(frontend: Frontend
     run = settings(freeze=Freeze(vision=False, projector=False), compile=compiled)
 
     def a_patch(depth: int) -> float:
-        model = learner(frontend, config_of(frontend, layers=1, depth=depth), run)
+        model = learner(frontend, config_of(frontend, depth=depth), run)
         batches = [batch_of(frontend, 64, grid) for grid in GRIDS.values()]
         if compiled:
             answer_loss(model(batch=batches[0], scored=True), batches[0]).backward()

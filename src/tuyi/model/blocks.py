@@ -42,7 +42,7 @@ def fuse_products(part: nn.Module) -> int:
         How many blocks run so.
     """
     fused = [block for block in part.modules() if _fused(block)]
-    for block in {type(block): block for block in reversed(fused)}.values():  # the last one has an MLP of its own
+    for block in {type(block): block for block in fused}.values():
         _warm(block)
     return len(fused)
 
@@ -84,8 +84,6 @@ def _warm(block: Any) -> None:
 
 def _prepared(mlp: Any) -> str:
     """Which of the ways below an MLP goes, all made ready for it."""
-    if "forward" in vars(mlp):  # the last layer's own way
-        return "own"
     for first, activation, last in _PLAIN:
         kind = _ACTIVATIONS.get(type(getattr(mlp, activation, None)).__name__)
         if kind and type(getattr(mlp, first, None)) is type(getattr(mlp, last, None)) is nn.Linear:
@@ -132,7 +130,11 @@ def _vision_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
 
 def _language_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
     attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-    hidden_states = _added(self.self_attn.o_proj, attended, hidden_states)
+    if not hasattr(self, "tuyi_last"):
+        hidden_states = _added(self.self_attn.o_proj, attended, hidden_states)
+    else:
+        layout = kwargs["layout"]
+        hidden_states = layout.leaving(_added(self.self_attn.o_proj, attended, layout.asking(hidden_states)))
     return _added_mlp(self.mlp, self.post_attention_layernorm(hidden_states), hidden_states)
 
 

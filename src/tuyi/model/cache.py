@@ -149,6 +149,14 @@ class Filling:
         self.cache.write(module.layer_idx, self.slots, *found)
         return self.layout.attend(module, q, k, v, scale)
 
+    def asking(self, x: Tensor) -> Tensor:
+        """As :class:`~tuyi.model.attention.Attends` says."""
+        return self.layout.asking(x)
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """As :class:`~tuyi.model.attention.Attends` says."""
+        return self.layout.leaving(x)
+
     def tensors(self) -> Iterator[Tensor]:
         """As :class:`~tuyi.model.attention.Attends` says."""
         yield from self.layout.tensors()
@@ -185,6 +193,7 @@ class Continuing:
         used: int32, (rows,).
         prompts: The branch tokens of each row, seeing the row; for kernels; None without branches.
         leaves: Each branch, seeing itself; for kernels.
+        read: (K,): the last new token of each row, and all branch tokens; None where that is every token.
     """
 
     cache: KeyValueCache
@@ -194,6 +203,7 @@ class Continuing:
     used: Tensor
     prompts: Segments | None
     leaves: Segments | None
+    read: Tensor | None
 
     @classmethod
     def of(cls, cache: KeyValueCache, rows: Sequence[Cached], device: torch.device) -> Continuing:
@@ -219,8 +229,11 @@ class Continuing:
             # 2 at least: fa2 takes segments of at most one query each to have exactly one
             prompts = Segments(row_cu, cu_k, max(2, *of_rows), max_k, False)
             leaves = Segments(leaf_cu, leaf_cu, max(lengths), max(lengths), True)
+        read = None
+        if max_q > 1:
+            read = on_device(torch.cat([cu_q[1:].long() - 1, len(slots) + torch.arange(sum(lengths))]), device)
         placed = on_device(slots.long(), device)
-        return cls(cache, tuple(rows), placed, news, on_device(used.contiguous(), device), prompts, leaves)
+        return cls(cache, tuple(rows), placed, news, on_device(used.contiguous(), device), prompts, leaves, read)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         """As :class:`~tuyi.model.attention.Attends` says."""
@@ -237,9 +250,19 @@ class Continuing:
         own, own_lse = attend(*leaf, self.leaves, scale)
         return torch.cat([out, join(own, own_lse, prompt, prompt_lse)])
 
+    def asking(self, x: Tensor) -> Tensor:
+        """As :class:`~tuyi.model.attention.Attends` says: all of them."""
+        return x
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """As :class:`~tuyi.model.attention.Attends` says."""
+        return x if self.read is None else x.index_select(1, self.read)
+
     def tensors(self) -> Iterator[Tensor]:
         """As :class:`~tuyi.model.attention.Attends` says."""
         yield from (self.slots, self.used)
+        if self.read is not None:
+            yield self.read
         for segments in (self.news, self.prompts, self.leaves):
             if segments is not None:
                 yield from (segments.cu_q, segments.cu_k)

@@ -147,7 +147,6 @@ class Decoder:
             positions=on_device(np.stack([within, places, places, places]), self._device)[:, None],
             layout=layout,
             tower=None,
-            keep=on_device(ends - 1, self._device),
             read=on_device(none, self._device),
             targets=on_device(none, self._device),
             weights=on_device(none, self._device),
@@ -178,9 +177,9 @@ class Decoder:
             del row.ids[at:]
         behind = [_behind(whole, at) for whole, at in zip(encoded, common)]
         packed = pack_prompts(behind, apart=True)
-        batch = to_device(packed, self.model.spec, self._device)
         layout = self._continuing(rows, [len(new) for new in behind], [()] * len(rows))
-        logits = self._logits(self._hidden(replace(batch, layout=layout), kept))
+        batch = to_device(packed, self.model.spec, self._device, layout=layout)
+        logits = self._logits(self._hidden(batch, kept))
         for row, whole in zip(rows, encoded):
             live = _live(whole, row.room)
             row.ids, row.place, row.media = live.ids, live.place, live.media
@@ -231,7 +230,7 @@ class Decoder:
         for row, one in zip(rows, stems):
             row.ids.extend(one.ids.tolist())
             row.place += len(one)
-        return packed, replace(to_device(packed, self.model.spec, self._device), layout=layout)
+        return packed, to_device(packed, self.model.spec, self._device, layout=layout)
 
     def cut(self, row: Live, length: int) -> None:
         """Forget the last tokens of a row but for ``length`` of them; what goes must be text."""

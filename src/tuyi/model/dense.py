@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from tuyi.encode.pack import Branches
     from tuyi.model.attention import Layout
 
 __all__ = ["branch_mask", "causal_attention", "dense_layout", "dense_segments", "sdpa"]
@@ -20,14 +19,17 @@ def dense_layout(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float |
     """The attention of a pack, part by part.
 
     Args:
-        q: (T, H, D); k and v: (T, H or fewer, D).
+        q: (T, H, D), or (Q, H, D) of the tokens that are read; k and v: (T, H or fewer, D).
         layout: How its tokens lie.
         scale: Factor on the scores; the usual one where None.
 
     Returns:
-        (T, H, D).
+        As q.
     """
     shared, roots = layout.shared, layout.roots
+    if len(q) != len(k):
+        assert layout.ends is not None
+        return _dense_ends(q, k, v, layout, layout.ends.tails, scale)
     outs = []
     if shared:
         outs.append(dense_segments(q[:shared], k[:shared], v[:shared], [shared], True, scale))
@@ -35,7 +37,7 @@ def dense_layout(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float |
     own = slice(shared, roots)
     outs.append(dense_segments(q[own], k[own], v[own], layout.lengths, True, scale, before))
     if layout.branches is not None and any(layout.branches.row_lengths):
-        outs.append(_dense_branches(q, k, v, layout, layout.branches, scale))
+        outs.append(_dense_ends(q[roots:], k, v, layout, [0] * len(layout.lengths), scale))
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
@@ -131,36 +133,45 @@ def _unfill(run: Sequence[int], device: torch.device) -> Tensor:
     return torch.arange(len(run) * max(run)).view(len(run), -1)[torch.arange(max(run)) < lengths[:, None]].to(device)
 
 
-def _dense_branches(q: Tensor, k: Tensor, v: Tensor, layout: Layout, branches: Branches, scale: float | None) -> Tensor:
-    """Each branch token attends to its prompt and to its own branch so far; (B, H, D)."""
-    outs, root, leaf = [], layout.shared, layout.roots
-    for length, lengths, count in zip(layout.lengths, branches.lengths, branches.row_lengths):
-        own = slice(leaf, leaf + count)
+def _dense_ends(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, tails: Sequence[int], scale: float | None
+) -> Tensor:  # fmt: skip
+    """Attention of the last tokens of each row, then of all branch tokens: each sees its prompt and its own branch."""
+    outs, leaf_outs, at, root, leaf, leaf_k = [], [], 0, layout.shared, sum(tails), layout.roots
+    branches = layout.branches.lengths if layout.branches is not None else ((),) * len(tails)
+    for length, lengths, tail in zip(layout.lengths, branches, tails, strict=True):
+        count = sum(lengths)
+        own = slice(leaf_k, leaf_k + count)
         keys, values = (torch.cat([x[: layout.shared], x[root : root + length], x[own]]) for x in (k, v))
-        at = (layout.shared + length, lengths)
-        if at not in layout.masks:
-            layout.masks[at] = branch_mask(*at, q)
-        heads = [x.transpose(0, 1)[None] for x in (q[own], keys, values)]
-        outs.append(sdpa(*heads, attn_mask=layout.masks[at], scale=scale)[0].transpose(0, 1))
-        root, leaf = root + length, leaf + count
-    return torch.cat(outs)
+        queries = torch.cat([q[at : at + tail], q[leaf : leaf + count]])
+        of = (layout.shared + length, lengths, tail)
+        if of not in layout.masks:
+            layout.masks[of] = branch_mask(layout.shared + length, lengths, q, tail)
+        heads = [x.transpose(0, 1)[None] for x in (queries, keys, values)]
+        out = sdpa(*heads, attn_mask=layout.masks[of], scale=scale)[0].transpose(0, 1)
+        outs.append(out[:tail])
+        leaf_outs.append(out[tail:])
+        at, root, leaf, leaf_k = at + tail, root + length, leaf + count, leaf_k + count
+    return torch.cat([*outs, *leaf_outs])
 
 
-def branch_mask(prompt: int, lengths: Sequence[int], like: Tensor) -> Tensor:
-    """What is added to scores, (B, prompt + B): 0 for the whole prompt and one's own branch up to oneself, else -inf.
+def branch_mask(prompt: int, lengths: Sequence[int], like: Tensor, tail: int = 0) -> Tensor:
+    """What is added to scores, (tail + B, prompt + B): 0 for what is seen, else -inf.
 
-    torch would turn a mask of truth values into this one in every layer anew.
+    The last tokens of the prompt see it up to themselves; a branch's see the whole prompt and their own branch up to
+    themselves. torch would turn a mask of truth values into this one in every layer anew.
 
     Args:
         prompt: Tokens that every branch sees.
         lengths: Of the branches, B in all.
         like: Says type and device.
+        tail: How many of the prompt's last tokens ask.
     """
     total = sum(lengths)
-    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    own = (branch[:, None] == branch[None, :]).tril()
-    mask = torch.zeros(total, prompt + total, dtype=like.dtype)
-    mask[:, prompt:].masked_fill_(~own, -torch.inf)
+    branch = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
+    mask = torch.zeros(tail + total, prompt + total, dtype=like.dtype)
+    mask[:tail] = torch.full_like(mask[:tail], -torch.inf).triu(prompt - tail + 1)
+    mask[tail:, prompt:].masked_fill_(~(branch[:, None] == branch[None, :]).tril(), -torch.inf)
     return mask.to(like.device)
 
 

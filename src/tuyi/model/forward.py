@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tuyi.encode.pack import Pack
 from tuyi.model.attention import Attends, Layout, use_packed_attention
 from tuyi.model.kept import Store
+from tuyi.model.last import only_where_read
 from tuyi.model.log_probs import target_log_probs
 from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec
@@ -34,21 +35,20 @@ class Batch:
         layout: How the tokens lie.
         tower: What passes the vision tower; never None in training, so that every process runs the tower in every
             step (sharded weights are gathered by all or by none).
-        keep (K,), read, targets, weights (N,): as in :class:`~tuyi.encode.pack.Pack`.
+        read, targets, weights (N,): as in :class:`~tuyi.encode.pack.Pack`; K tokens leave the layout.
     """
 
     ids: Tensor
     positions: Tensor
     layout: Attends
     tower: Tower | None
-    keep: Tensor
     read: Tensor
     targets: Tensor
     weights: Tensor
 
     def tensors(self) -> Iterator[Tensor]:
         """All that lies on the device."""
-        yield from (self.ids, self.positions, self.keep, self.read, self.targets, self.weights)
+        yield from (self.ids, self.positions, self.read, self.targets, self.weights)
         yield from self.layout.tensors()
         if self.tower is not None:
             yield self.tower.at
@@ -59,7 +59,9 @@ class Batch:
                 yield self.tower.features
 
 
-def to_device(pack: Pack, spec: VisionSpec, device: torch.device, *, always_see: bool = False) -> Batch:
+def to_device(
+    pack: Pack, spec: VisionSpec, device: torch.device, *, always_see: bool = False, layout: Attends | None = None
+) -> Batch:
     """Copy a pack to the device.
 
     On a GPU the copies run on the current stream, from page-locked memory, without waiting.
@@ -69,14 +71,14 @@ def to_device(pack: Pack, spec: VisionSpec, device: torch.device, *, always_see:
         spec: The model's vision facts.
         device: Where to.
         always_see: Whether a pack without media gets one black picture that no token reads.
+        layout: How its tokens lie where that is not as the pack says.
     """
     seen = seen_by(pack, spec, always=always_see)
     return Batch(
         ids=on_device(pack.ids, device),
         positions=on_device(pack.positions, device)[:, None],
-        layout=Layout.of(pack.lengths, device, pack.branches, pack.shared),
+        layout=layout or Layout.of(pack.lengths, device, pack.branches, pack.shared, pack.keep),
         tower=None if seen is None else _tower(seen, spec, device),
-        keep=on_device(pack.keep, device),
         read=on_device(pack.read, device),
         targets=on_device(pack.targets, device),
         weights=on_device(pack.weights, device),
@@ -129,15 +131,13 @@ def adapt(model: Any, spec: VisionSpec) -> None:
     visual.patch_embed.forward = MethodType(_embed_patches, visual.patch_embed)
     visual.patch_embed.proj.forward = MethodType(_project, visual.patch_embed.proj)
     visual.patch_embed.proj.tuyi_spec = spec
-    last = model.model.language_model.layers[-1].mlp
-    last.forward = MethodType(_mlp_where_read, last)
+    only_where_read(model.model.language_model.layers[-1])
     model.lm_head.forward = MethodType(_head, model.lm_head)
     model.forward = MethodType(_forward, model)
 
 
 def _forward(self: Any, batch: Batch, head: bool = True, kept: Store | None = None, scored: bool = False) -> Tensor:
-    self.model.language_model.layers[-1].mlp.tuyi_keep = batch.keep
-    hidden_KD = _hidden_states(self, batch, kept)[batch.keep]
+    hidden_KD = _hidden_states(self, batch, kept)
     if scored:
         log_probs_N: Tensor = self.lm_head(hidden_KD, batch)
         return log_probs_N
@@ -154,7 +154,7 @@ def _head(self: Any, hidden_KD: Tensor, batch: Batch | None = None) -> Tensor:
 
 
 def _hidden_states(model: Any, batch: Batch, kept: Store | None) -> Tensor:
-    """The language model's last hidden states, (T, D)."""
+    """The hidden states that leave the language model, (K, D)."""
     embeds_1TD = model.get_input_embeddings()(batch.ids)[None]
     if torch.is_grad_enabled() and not embeds_1TD.requires_grad:
         embeds_1TD.requires_grad_()  # beside adapters: every block is then the same program, and compiled once
@@ -164,8 +164,8 @@ def _hidden_states(model: Any, batch: Batch, kept: Store | None) -> Tensor:
     out = model.model.language_model(
         inputs_embeds=embeds_1TD, position_ids=batch.positions, use_cache=False, layout=batch.layout, **extra
     )
-    hidden_TD: Tensor = out.last_hidden_state[0]
-    return hidden_TD
+    hidden_KD: Tensor = out.last_hidden_state[0]
+    return hidden_KD
 
 
 def _see(
@@ -210,13 +210,6 @@ def _features(model: Any, tower: Tower, kept: Store | None) -> list[Tensor]:
         for level, parts in zip(levels, zip(*found)):
             level.extend(parts)
     return [torch.cat(level) if len(level) > 1 else level[0] for level in levels]
-
-
-def _mlp_where_read(self: Any, hidden_1TD: Tensor) -> Tensor:
-    """The last layer's MLP, only at the tokens whose hidden state goes on to the head; nothing reads the others."""
-    keep: Tensor = self.tuyi_keep
-    read_1KD = type(self).forward(self, hidden_1TD[:, keep])
-    return torch.zeros_like(hidden_1TD, dtype=read_1KD.dtype).index_copy(1, keep, read_1KD)
 
 
 def _embed_patches(self: Any, values: Tensor) -> Tensor:

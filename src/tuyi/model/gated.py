@@ -111,7 +111,7 @@ def fuse_gated_mlps(part: nn.Module) -> int:
     count = 0
     mlp: Any
     for mlp in part.modules():
-        if not is_gated(mlp, nn.Linear) or "forward" in vars(mlp):  # the last layer has a way of its own
+        if not is_gated(mlp, nn.Linear):
             continue
         layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
         if all(layer.bias is None and layer.weight.requires_grad for layer in layers):

@@ -130,17 +130,17 @@ class Steps:
         device, size = self._model.device, filled.shape[1]
         numbers = torch.empty(filled.shape, dtype=torch.int64, device=device)
         cu_q = torch.arange(size + 1, dtype=torch.int32, device=device)
-        keep, none = torch.arange(size, device=device), torch.empty(0, dtype=torch.int64, device=device)
+        none = torch.empty(0, dtype=torch.int64, device=device)
         begins, used = (torch.empty(many, dtype=torch.int32, device=device) for many in (size + 1, size))
         news = Segments(cu_q, begins, 1, longest, False)
-        layout = Continuing(self._cache, (), numbers[3], news, used, None, None)
+        layout = Continuing(self._cache, (), numbers[3], news, used, None, None, None)
 
         def work() -> Tensor:
             ids, within, places = numbers[:3]
             begins.copy_(F.pad(numbers[4], (0, 1)))
             used.copy_(numbers[5])
             positions = torch.stack([within, places, places, places])[:, None]
-            batch = Batch(ids, positions, layout, None, keep, none, none, none)
+            batch = Batch(ids, positions, layout, None, none, none, none)
             hidden_RD: Tensor = self._model.hf(batch=batch, head=False)
             return hidden_RD
 

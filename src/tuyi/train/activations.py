@@ -171,9 +171,9 @@ def activations(
     else:
         # the last block's MLP runs at the kept positions only
         token = layers * whole - language.mlp(size, compiled=compiled)
-    # embeddings, features put in their places, the last norm; beside adapters, whose embeddings learn nothing, the
-    # gradient of what the first block gets, and what its norm keeps for that
-    token += size * (2 + 3 * (settings.method != "full") + 2 * levels) * language.width
+    # embeddings, features put in their places; beside adapters, whose embeddings learn nothing, the gradient of what
+    # the first block gets, and what its norm keeps for that
+    token += size * (3 * (settings.method != "full") + 2 * levels) * language.width
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
     patch = 2 * pixels  # of packs that wait
     seeing = size * (3 * tower.inner + 12 * tower.width + pixels)  # forward, at the widest point
