@@ -45,7 +45,7 @@ def dense_kernel(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) ->
             seen = torch.ones(scores.shape[1:], dtype=torch.bool).tril(scores.shape[2] - scores.shape[1])
             scores = scores.masked_fill(~seen, float("-inf"))
         outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[first:last]))
-        sums.append(scores.logsumexp(-1).detach().float())
+        sums.append(scores.logsumexp(-1).detach())
     return torch.cat(outs), torch.cat(sums, 1)
 
 

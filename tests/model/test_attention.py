@@ -11,9 +11,10 @@ from dense_kernel import dense_kernel, kept_of, visible
 from torch import Tensor
 
 from tuyi.encode.pack import Branches
-from tuyi.model import attention
-from tuyi.model.attention import Layout, packed_attention
+from tuyi.model import layout as layouts
+from tuyi.model.attention import packed_attention
 from tuyi.model.kernels import Kernel
+from tuyi.model.layout import Layout
 
 LENGTHS = {
     "one": [7],
@@ -67,7 +68,7 @@ def test_the_kernel_is_the_masked_one(case: str, kind: str, kv_heads: int):
 @pytest.mark.parametrize("kind", ["text", "branches", "prefix", "prefix and branches"])
 def test_only_what_is_read_asks(monkeypatch: pytest.MonkeyPatch, case: str, kind: str, kv_heads: int):
     check(case, kind, kv_heads, torch.device("cpu"), torch.float32, 1e-5, TAILS[case])
-    monkeypatch.setattr(attention, "varlen_available", lambda *_: True)
+    monkeypatch.setattr(layouts, "varlen_available", lambda *_: True)
     kernel = Kernel("dense", "a test", (), (0, 0), dense_kernel)
     check(case, kind, kv_heads, torch.device("cpu"), torch.float32, 1e-5, TAILS[case], kernel)
 

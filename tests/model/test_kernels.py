@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from dense_kernel import dense_kernel
 from torch import Tensor
 
-from tuyi.model import kernels
-from tuyi.model.kernels import KERNELS, Kernel, Pick, Segments, attend, fastest, varlen_available
+from tuyi.model import kernels, trials
+from tuyi.model.kernels import KERNELS, Kernel, attend, varlen_available
+from tuyi.model.segments import Segments
+from tuyi.model.trials import Pick, fastest
 
 needs_gpu = [
     pytest.mark.gpu,
@@ -20,22 +23,9 @@ needs_gpu = [
 ]
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention segment by segment, in float64; what no query sees is not defined."""
-    outs, normalisers = [], []
-    cu_q, cu_k = at.cu_q.tolist(), at.cu_k.tolist()
-    for index in range(len(cu_q) - 1):
-        one_q = q[cu_q[index] : cu_q[index + 1]].double()
-        one_k, one_v = (
-            x[cu_k[index] : cu_k[index + 1]].double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v)
-        )
-        scores = torch.einsum("qhd,khd->hqk", one_q, one_k) * scale
-        if at.causal:  # the last query sees the last key
-            seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(len(one_k) - len(one_q))
-            scores = scores.masked_fill(~seen, -math.inf)
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), one_v))
-        normalisers.append(scores.logsumexp(-1))
-    return torch.cat(outs), torch.cat(normalisers, dim=1)
+def exactly(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention segment by segment, in float64."""
+    return dense_kernel(q.double(), k.double(), v.double(), at, scale)
 
 
 def segments(queries: list[int], keys: list[int], causal: bool, device: str) -> Segments:
@@ -70,8 +60,9 @@ def fake(name: str, seconds: float, error: Exception | None = None, off: float =
         if error is not None:
             raise error
         assert scale == q.shape[-1] ** -0.5
-        assert at.cu_q[-1] == len(q) == len(k) == len(v)
-        assert at.max_q == at.max_k == int(at.cu_q.diff().max())
+        assert at.cu_q[-1] == len(q)
+        assert at.cu_k[-1] == len(k) == len(v)
+        assert (at.max_q, at.max_k) == tuple(int(cu.diff().max()) for cu in (at.cu_q, at.cu_k))
         Stopwatch.now += seconds
         return q + off, torch.zeros(q.shape[1], len(q))
 
@@ -83,7 +74,7 @@ def choice(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Chooses among fake kernels, all of them present."""
 
     def of(*fakes: Kernel, causal: bool = False) -> Pick:
-        monkeypatch.setattr(kernels, "KERNELS", {kernel.name: kernel for kernel in fakes})
+        monkeypatch.setattr(trials, "KERNELS", {kernel.name: kernel for kernel in fakes})
         fastest.cache_clear()
         return fastest(torch.device("cpu"), 2, 1, 16, causal)
 
@@ -108,6 +99,14 @@ def test_a_wrong_kernel_is_refused_however_fast(choice: Any):
     assert pick.kernel.name == "fa2"
     assert pick.refused == dict.fromkeys(("wrong", "odd"), "its results differ from those of fa2")
     assert list(pick.rates) == ["fa2"]
+
+
+def test_rows_with_more_keys_than_queries_are_tried_too(choice: Any):
+    def run(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
+        return q + (0.1 if at.max_k > at.max_q else 0.0), torch.zeros(q.shape[1], len(q))
+
+    pick = choice(fake("fa2", 4e-3), Kernel("equal", "", (), (0, 0), run), causal=True)
+    assert pick.refused == {"equal": "its results differ from those of fa2"}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_a_kernel_is_attention_written_out(name: str, shape: str, lengths: str):
     at = segments(*LENGTHS[lengths], causal, "cuda")
     q, k, v = inputs(heads, kv_heads, size, at)
     out, lse = KERNELS[name].run(q, k, v, at, 0.11)
-    expected, normaliser = dense(q, k, v, at, 0.11)
+    expected, normaliser = exactly(q, k, v, at, 0.11)
     assert out.dtype is torch.bfloat16
     assert lse.dtype is torch.float32
     assert lse.shape == (heads, len(q))
@@ -239,10 +238,10 @@ def test_a_kernel_takes_slices_and_new_lengths(name: str):
         wide = torch.cat([q, k[: len(q)], v[: len(q)]], dim=1)
         behind = torch.cat([torch.zeros_like(q), q])[len(q) :]
         for found, expected in (
-            (KERNELS[name].run(behind, k, v, at, 0.1), dense(q, k, v, at, 0.1)),
+            (KERNELS[name].run(behind, k, v, at, 0.1), exactly(q, k, v, at, 0.1)),
             (
                 KERNELS[name].run(wide[:, :12], wide[:, 12:14], wide[:, 14:], both, 0.1),
-                dense(q, k[: len(q)], v[: len(q)], both, 0.1),
+                exactly(q, k[: len(q)], v[: len(q)], both, 0.1),
             ),
         ):
             torch.testing.assert_close(found[0].double(), expected[0], atol=2e-2, rtol=2e-2)
@@ -269,18 +268,18 @@ def test_what_learns_is_tried_with_its_gradients(monkeypatch: pytest.MonkeyPatch
     def run(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
         assert q.requires_grad
         Stopwatch.now += 1e-3
-        wide = (k + v).repeat_interleave(2, dim=1)
+        wide = (k + v)[: len(q)].repeat_interleave(2, dim=1)
         return q + (wide if gradient == "right" else 1.2 * wide - 0.2 * wide.detach()), k
 
     def slow(q: Tensor, k: Tensor, v: Tensor, at: Segments, scale: float) -> tuple[Tensor, Tensor]:
         Stopwatch.now += 4e-3
-        return q + (k + v).repeat_interleave(2, dim=1), k
+        return q + (k + v)[: len(q)].repeat_interleave(2, dim=1), k
 
     fakes = (
         Kernel("fa2", "", (), (0, 0), slow, "torch"),
         Kernel("quick", "", (), (0, 0), run, None if gradient == "none" else "torch"),
     )
-    monkeypatch.setattr(kernels, "KERNELS", {kernel.name: kernel for kernel in fakes})
+    monkeypatch.setattr(trials, "KERNELS", {kernel.name: kernel for kernel in fakes})
     fastest.cache_clear()
     try:
         pick = fastest(torch.device("cpu"), 2, 1, 16, True, True)

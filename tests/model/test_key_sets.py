@@ -11,9 +11,10 @@ from dense_kernel import dense_kernel, kept_of, visible
 from torch import Tensor
 
 from tuyi.encode.pack import Branches
-from tuyi.model import attention
-from tuyi.model.attention import Layout, packed_attention
+from tuyi.model import layout as layouts
+from tuyi.model.attention import packed_attention
 from tuyi.model.kernels import Kernel
+from tuyi.model.layout import Layout
 from tuyi.model.segments import Segments
 
 LENGTHS, BRANCHES, SCALE = [5, 3, 8], ((2, 3, 1), (1, 1), (0, 4)), 0.6
@@ -76,7 +77,7 @@ TAILS = [None, [1, 3, 2]]
 def test_the_merge_has_the_gradient_of_one_softmax(
     monkeypatch: pytest.MonkeyPatch, kv_heads: int, shared: int, tails: list[int] | None
 ):
-    monkeypatch.setattr(attention, "varlen_available", lambda *_: True)
+    monkeypatch.setattr(layouts, "varlen_available", lambda *_: True)
     kernel = Kernel("dense", "this file", (), (0, 0), uncovering_kernel)
     found, expected = gradients(kv_heads, shared, "cpu", torch.float32, kernel, tails)
     for ours, exact in zip(found, expected, strict=True):

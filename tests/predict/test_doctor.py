@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tuyi.cli import app
 from tuyi.errors import ModelError
-from tuyi.model import kernels, products
+from tuyi.model import kernels, products, trials
 from tuyi.model.load import load_frontend
 from tuyi.model.weights import weigh
 from tuyi.predict import doctor, machine
@@ -86,14 +86,14 @@ def test_kernels_of_a_gpu(why: str | None, monkeypatch: pytest.MonkeyPatch) -> N
     fa2 = kernels.KERNELS["fa2"]
     asked = []
 
-    def fastest(device: torch.device, *shape: int) -> kernels.Pick:
+    def fastest(device: torch.device, *shape: int) -> trials.Pick:
         asked.append(shape)
         if len(asked) == 2:
             raise torch.OutOfMemoryError
-        return kernels.Pick(fa2, {"fa2": 250.0}, {"fa4": "no such module"})
+        return trials.Pick(fa2, {"fa2": 250.0}, {"fa4": "no such module"})
 
     monkeypatch.setattr(kernels.Kernel, "present", lambda self, device: self.name in ("fa2", "fa4"))
-    monkeypatch.setattr(kernels, "fastest", fastest)
+    monkeypatch.setattr(trials, "fastest", fastest)
     monkeypatch.setattr(products, "refused", lambda device: why)
     lines = dict(doctor.kernels(torch, True))
     assert lines["attention kernels found"] == "fa2 (torch), fa4 (flash-attn-4)"

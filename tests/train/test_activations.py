@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tuyi.model import attention
-from tuyi.model.attention import Layout
+from tuyi.model import attention, layout, packed
 from tuyi.model.fast import compile_blocks
 from tuyi.model.forward import Batch, adapt
+from tuyi.model.layout import Layout
 from tuyi.model.load import Frontend, load_frontend
 from tuyi.model.tiny import build_weights
 from tuyi.model.tower import Tower, grid_inputs
@@ -56,8 +56,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @pytest.fixture(autouse=True)
 def flash(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attention by a kernel, as on a GPU."""
-    monkeypatch.setattr(attention, "attend", attend)
-    monkeypatch.setattr(attention, "varlen_available", lambda device, dtype: True)
+    for tower in (attention, packed):
+        monkeypatch.setattr(tower, "attend", attend)
+    for tower in (attention, layout):
+        monkeypatch.setattr(tower, "varlen_available", lambda device, dtype: True)
     torch.set_num_threads(1)
     yield
     attention.register()

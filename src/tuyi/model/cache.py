@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tuyi.model.attention import Layout
 from tuyi.model.dense import branch_mask, causal_attention, sdpa
 from tuyi.model.kernels import attend, varlen_available
 from tuyi.model.key_sets import join
+from tuyi.model.layout import Layout
 from tuyi.model.segments import Segments
 
 __all__ = ["Cached", "Continuing", "Filling", "KeyValueCache", "Room", "cache_bytes"]
@@ -144,21 +144,21 @@ class Filling:
     source: Tensor | None
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         found = (k, v) if self.source is None else (k.index_select(0, self.source), v.index_select(0, self.source))
         self.cache.write(module.layer_idx, self.slots, *found)
         return self.layout.attend(module, q, k, v, scale)
 
     def asking(self, x: Tensor) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         return self.layout.asking(x)
 
     def leaving(self, x: Tensor) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         return self.layout.leaving(x)
 
     def tensors(self) -> Iterator[Tensor]:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         yield from self.layout.tensors()
         yield self.slots
         if self.source is not None:
@@ -236,7 +236,7 @@ class Continuing:
         return cls(cache, tuple(rows), placed, news, on_device(used.contiguous(), device), prompts, leaves, read)
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         new = len(self.slots)
         self.cache.write(module.layer_idx, self.slots, k[:new], v[:new])
         keys, values = self.cache.layer(module.layer_idx)
@@ -251,15 +251,15 @@ class Continuing:
         return torch.cat([out, join(own, own_lse, prompt, prompt_lse)])
 
     def asking(self, x: Tensor) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says: all of them."""
+        """As :class:`~tuyi.model.layout.Attends` says: all of them."""
         return x
 
     def leaving(self, x: Tensor) -> Tensor:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         return x if self.read is None else x.index_select(1, self.read)
 
     def tensors(self) -> Iterator[Tensor]:
-        """As :class:`~tuyi.model.attention.Attends` says."""
+        """As :class:`~tuyi.model.layout.Attends` says."""
         yield from (self.slots, self.used)
         if self.read is not None:
             yield self.read

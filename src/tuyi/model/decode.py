@@ -13,10 +13,10 @@ from torch import Tensor
 from tuyi.encode.encoded import Encoded, Media
 from tuyi.encode.encoder import LabelTokens
 from tuyi.encode.pack import Pack, pack, pack_prompts
-from tuyi.model.attention import Layout
 from tuyi.model.cache import Cached, Continuing, Filling, KeyValueCache, Room
 from tuyi.model.forward import Batch, on_device, to_device
 from tuyi.model.kept import Store
+from tuyi.model.layout import Layout
 from tuyi.model.load import Model
 from tuyi.model.steps import Steps
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from tuyi.model.attention import Layout
+    from tuyi.model.layout import Layout
 
 __all__ = ["branch_mask", "causal_attention", "dense_layout", "dense_segments", "sdpa"]
 
@@ -19,7 +19,7 @@ def dense_layout(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float |
     """The attention of a pack, part by part.
 
     Args:
-        q: (T, H, D), or (Q, H, D) of the tokens that are read; k and v: (T, H or fewer, D).
+        q: (T, H, D), or (Q, H, D) of the tokens that ask in the last layer; k and v: (T, H or fewer, D).
         layout: How its tokens lie.
         scale: Factor on the scores; the usual one where None.
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tuyi.encode.pack import Pack
-from tuyi.model.attention import Attends, Layout, use_packed_attention
+from tuyi.model.attention import use_packed_attention
 from tuyi.model.kept import Store
 from tuyi.model.last import only_where_read
+from tuyi.model.layout import Attends, Layout
 from tuyi.model.log_probs import target_log_probs
 from tuyi.model.tower import Seen, Tower, grid_inputs, seen_by
 from tuyi.vision.spec import VisionSpec

@@ -1,4 +1,4 @@
-"""The variable-length attention kernels of this machine, and which of them is the fastest here."""
+"""The variable-length attention kernels that there are, each in one form."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tuyi.errors import first_line
 from tuyi.model.cudnn import cudnn_attention
 from tuyi.model.segments import Segments
 
-__all__ = ["KERNELS", "Kernel", "Pick", "attend", "fastest", "varlen_available"]
+__all__ = ["KERNELS", "Kernel", "attend", "varlen_available"]
 
 
 Run = Callable[[Tensor, Tensor, Tensor, Segments, float], "tuple[Tensor, Tensor]"]
@@ -143,90 +142,6 @@ KERNELS: dict[str, Kernel] = {
         Kernel("fa4", "flash-attn-4", ("flash_attn.cute",), (9, 0), _fa4, "flash_attn.cute"),
     )
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """The kernel chosen for one tower.
-
-    Args:
-        kernel: The fastest.
-        rates: Measured TFLOP/s of each that ran.
-        refused: Why others that are installed did not run, or were wrong.
-    """
-
-    kernel: Kernel
-    rates: dict[str, float]
-    refused: dict[str, str]
-
-    def __str__(self) -> str:
-        shown = ", ".join(f"{name} {rate:.0f}" for name, rate in sorted(self.rates.items(), key=lambda item: -item[1]))
-        failed = "".join(f"; {name} cannot be used: {why}" for name, why in self.refused.items())
-        return f"{self.kernel.name} (TFLOP/s here: {shown}{failed})"
-
-
-@cache
-def fastest(
-    device: torch.device, heads: int, kv_heads: int, head_size: int, causal: bool, gradient: bool = False
-) -> Pick:
-    """The fastest kernel for a tower's shape, by trying each on rows of this shape; about half a second.
-
-    Args:
-        device: The GPU.
-        heads, kv_heads, head_size: Of the tower's attention.
-        causal: Whether queries see only what is before them.
-        gradient: Whether it has to have gradients; they are then part of the trial.
-    """
-    lengths = [4096, 3072, 4096, 4096] if not causal else [1536, 1024, 1536, 1536, 2048]
-    qkv = tuple(
-        torch.randn(sum(lengths), count, head_size, device=device, dtype=torch.bfloat16, requires_grad=gradient)
-        for count in (heads, kv_heads, kv_heads)
-    )
-    cu = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-    at = Segments(cu, cu, max(lengths), max(lengths), causal)
-    # the backward pass has five products where the forward pass has two
-    flops = sum(4 * n * n * heads * head_size for n in lengths) / (2 if causal else 1) * (3.5 if gradient else 1)
-    expected = _tried(KERNELS["fa2"], qkv, at)
-    rates, refused = {}, {}
-    for kernel in KERNELS.values():
-        if not kernel.present(device) or (gradient and not kernel.has_gradient()):
-            continue
-        try:
-            seconds, wrong = _timed(kernel, qkv, at, expected)
-        except Exception as error:  # noqa: BLE001 - other people's code on trial: whatever it raises, it is said and not used
-            refused[kernel.name] = first_line(error)
-            continue
-        if wrong:
-            refused[kernel.name] = "its results differ from those of fa2"
-        else:
-            rates[kernel.name] = flops / seconds / 1e12
-    best = max(rates, key=lambda name: rates[name])
-    return Pick(KERNELS[best], rates, refused)
-
-
-def _tried(kernel: Kernel, qkv: tuple[Tensor, ...], at: Segments) -> list[Tensor]:
-    """The output, and where they are asked for the gradients of its sum of squares."""
-    q, k, v = qkv
-    out, _ = kernel.run(q, k, v, at, q.shape[-1] ** -0.5)
-    if not q.requires_grad:
-        return [out]
-    return [out.detach(), *torch.autograd.grad(out, qkv, 2 * out.detach())]
-
-
-def _timed(kernel: Kernel, qkv: tuple[Tensor, ...], at: Segments, expected: list[Tensor]) -> tuple[float, bool]:
-    (out, *gradients), (right, *expected_gradients) = _tried(kernel, qkv, at), expected
-    wrong = not bool((out - right).abs().max() < 0.05)
-    for one, other in zip(gradients, expected_gradients):
-        wrong |= not bool((one - other).abs().max() < 0.05 * other.abs().max())
-    times = []
-    for _ in range(5):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        _tried(kernel, qkv, at)
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return min(times), wrong
 
 
 def attend(

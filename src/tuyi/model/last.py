@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tuyi.model.attention import NAME, Attends
+from tuyi.model.attention import NAME
+from tuyi.model.layout import Attends
 
 __all__ = ["only_where_read"]
 

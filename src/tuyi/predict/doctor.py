@@ -162,8 +162,9 @@ def _uses(torch: Torch) -> Iterator[tuple[str, str]]:
 
 def kernels(torch: Any, on_gpu: bool) -> Iterator[tuple[str, str]]:
     """What attention and matrix products would use; on a GPU by trying what is installed, as loading does."""
-    from tuyi.model.kernels import KERNELS, fastest
+    from tuyi.model.kernels import KERNELS
     from tuyi.model.products import refused
+    from tuyi.model.trials import fastest
 
     if not on_gpu:
         yield "attention, both towers", "dense, scaled_dot_product_attention"
